@@ -1,0 +1,238 @@
+"""Builds a run out of its parts: accelerator, adapter, loader, optimizer, trainer, listeners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_scripts import registry
+from lora_scripts.adapters import files as adapter_files
+from lora_scripts.adapters.adapter import Adapter
+from lora_scripts.adapters.inject import Injected, inject
+from lora_scripts.config.schema import RunConfig
+from lora_scripts.contracts import Family, Objective
+from lora_scripts.data.cache import Cache
+from lora_scripts.preparation import Prepared, describe
+from lora_scripts.runs import RunFolder
+from lora_scripts.train import checkpoint, state
+from lora_scripts.train.averaging import Average
+from lora_scripts.train.hub import Hub
+from lora_scripts.train.listeners.advice import Advice
+from lora_scripts.train.listeners.evaluate import Evaluate
+from lora_scripts.train.listeners.jsonl import JsonLines
+from lora_scripts.train.listeners.preview import Preview, Wish
+from lora_scripts.train.listeners.save import Save
+from lora_scripts.train.listeners.signals import Signals
+from lora_scripts.train.listeners.tensorboard import TensorBoard
+from lora_scripts.train.loader import Loader
+from lora_scripts.train.loop import Course, Trainer
+from lora_scripts.train.precision import Precision, choose
+
+# Frozen encoders run in float32: their work is done once, and half precision breaks some VAEs.
+ENCODER_DTYPE = torch.float32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Accelerate's view of this process, and the number formats chosen for it."""
+
+    accelerator: Any
+    precision: Precision
+
+
+@dataclass
+class Run:
+    """A run's live parts."""
+
+    prepared: Prepared
+    family: Family
+    injected: Injected
+    loader: Loader
+    held: Loader | None
+    trainer: Trainer
+    objective: Objective
+    hub: Hub
+    advice: Advice
+    signals: Signals
+    base_hash: str
+
+    def adapter(self, step: int, name: str = "") -> Adapter:
+        """Return the adapter as it would be exported now: averaged where averages are on."""
+        meta = describe(self.prepared, step, self.base_hash, name)
+        with self.averaged():
+            return self.injected.adapter(meta)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Put the averaged weights in place for a while, where averages are on."""
+        return self.trainer.average.applied() if self.trainer.average is not None else nullcontext()
+
+
+def machine(config: RunConfig) -> Machine:
+    """Find the device and choose the number formats."""
+    from accelerate import Accelerator, PartialState
+
+    precision = choose(config.base_precision, config.mixed_precision, PartialState().device)
+    return Machine(Accelerator(mixed_precision=precision.mixed), precision)
+
+
+def build(prepared: Prepared, family: Family, machine: Machine, cache: Cache, base_hash: str) -> Run:
+    """Put the parts together; nothing has been trained or resumed yet."""
+    config, plan = prepared.config, prepared.plan
+    torch.manual_seed(config.seed)
+    modules = {name: module for name, module in family.trainable().items() if name in prepared.targets}
+    injected = inject(
+        modules,
+        targets=prepared.targets,
+        rank=config.lora_rank,
+        alpha=config.resolved_alpha,
+        dropout=config.lora_dropout,
+        seed=config.seed,
+    )
+    if config.init_lora is not None:
+        injected.load(adapter_files.load(config.init_lora, known_modules=injected.module_names()))
+    hub = Hub()
+    objective = _objective(prepared)
+    parameters = {component: injected.parameters(component) for component in prepared.targets}
+    rates = _rates(config, parameters)
+    groups = [{"params": list(group.values()), "lr": rates[c], "component": c} for c, group in parameters.items()]
+    optimizer_module = registry.load("optimizers", config.optimizer.name)
+    optimizer = optimizer_module.build(groups, optimizer_module.Config(**config.optimizer.options))
+    schedule = registry.load("schedules", config.schedule.name)
+    schedule_config = schedule.Config(**config.schedule.options)
+    loader = _loader(prepared, family, prepared.examples, cache, machine)
+    tensors = [p for group in parameters.values() for p in group.values()]
+    trainer = Trainer(
+        family,
+        objective,
+        parameters,
+        optimizer=machine.accelerator.prepare(optimizer),
+        rates=rates,
+        factor=lambda step: schedule.factor(step, plan.steps, plan.warmup, schedule_config),
+        batches=loader,
+        accelerator=machine.accelerator,
+        course=Course(plan.steps, plan.steps_per_epoch, config.max_grad_norm, config.seed),
+        emit=hub.emit,
+        average=Average(tensors, config.ema) if config.ema is not None else None,
+    )
+    held = _loader(prepared, family, prepared.held, cache, machine) if prepared.held else None
+    return Run(
+        prepared, family, injected, loader, held, trainer, objective, hub, Advice(hub.emit), Signals(), base_hash
+    )
+
+
+def resume(run: Run, folder: RunFolder, say: Any) -> None:
+    """Fill the cache, let go of the encoders, and continue from the newest whole checkpoint."""
+    config = run.prepared.config
+    progress = lambda part, done, total: say("train.encoding", part=part, done=done, total=total)  # noqa: E731
+    filled = run.loader.fill(config.epochs, tell=progress)
+    reused, made = filled.reused, filled.made
+    if run.held is not None:
+        more = run.held.fill(1, held_out=True, tell=progress)
+        reused, made = reused + more.reused, made + more.made
+    say("train.cache", reused=reused, made=made)
+    run.family.release_encoders(("latents", "text"))
+    found = checkpoint.load_newest(folder.checkpoints, lambda code, params: say(code, **params))
+    if found is not None:
+        state.restore(run.trainer, found)
+        run.advice.load_state_dict(found.facts["advice"])
+        say("train.resuming", step=found.step, total=run.prepared.plan.steps)
+
+
+def listen(run: Run, folder: RunFolder, files: Mapping[str, Path], more: Sequence[Any], say: Any) -> Hub:
+    """Connect the listeners; the order is the order they hear."""
+    config, plan = run.prepared.config, run.prepared.plan
+    step = run.trainer.done
+    main = run.trainer.accelerator.is_main_process
+    run.hub.listeners.append(run.signals)
+    if config.validation.enabled and run.held is not None:
+        section = config.validation
+        run.hub.listeners.append(
+            Evaluate(
+                run.family,
+                run.objective,
+                run.trainer.accelerator,
+                run.held.held_out,
+                every=section.every or config.save_steps,
+                levels=section.levels,
+                emit=run.hub.emit,
+            )
+        )
+    if not main:
+        return run.hub
+    run.hub.listeners += [
+        JsonLines(folder.events_path, step, lambda sentence: say("train.note", note=sentence)),
+        TensorBoard(folder.curves, step),
+        *more,
+        run.advice,
+        Save(
+            folder.checkpoints,
+            plan.saves,
+            config.keep_checkpoints,
+            lambda: state.capture(run.trainer, {"advice": run.advice.state_dict()}),
+            lambda staged, at: _add_lora(run, staged, at),
+            run.hub.emit,
+        ),
+    ]
+    if config.preview.enabled:
+        run.hub.listeners.append(
+            Preview(
+                folder.previews,
+                run.family,
+                _wish(run.prepared),
+                off=run.injected.disabled,
+                averaged=run.averaged,
+                emit=run.hub.emit,
+            )
+        )
+    return run.hub
+
+
+def _add_lora(run: Run, staged: Path, step: int) -> None:
+    """Put one loadable LoRA of this step into a checkpoint, named so that WebUIs can tell them apart."""
+    names = run.prepared.config.exporters
+    exporter = registry.load("exporters", "kohya" if "kohya" in names else names[0])
+    name = f"{run.prepared.config.resolved_name}-step-{step}"
+    exporter.export(run.adapter(step, name), staged / f"{name}.safetensors")
+
+
+def _objective(prepared: Prepared) -> Objective:
+    """Build the objective from the config keys it reads."""
+    module = registry.load("objectives", prepared.objective)
+    values = {key: getattr(prepared.config, key) for key in module.Config.model_fields}
+    return module.build(module.Config(**values))
+
+
+def _rates(config: RunConfig, parameters: Mapping[str, Any]) -> dict[str, float]:
+    """Peak rate by component: the text encoder's is its own, else half."""
+    text = config.train_text_encoder.learning_rate or config.learning_rate / 2
+    return {name: text if name.startswith("text_encoder") else config.learning_rate for name in parameters}
+
+
+def _loader(prepared: Prepared, family: Family, examples: Sequence[Any], cache: Cache, machine: Machine) -> Loader:
+    config, plan = prepared.config, prepared.plan
+    loader = Loader(
+        family, examples, cache, seed=config.seed, step_size=plan.step_size, batch_size=config.batch_size
+    )
+    loader.rank, loader.world = machine.accelerator.process_index, machine.accelerator.num_processes
+    return loader
+
+
+def _wish(prepared: Prepared) -> Wish:
+    """What previews draw: the config's prompts, else captions spread evenly over the data."""
+    section = prepared.config.preview
+    prompts = section.prompts
+    if not prompts:
+        captions = list(dict.fromkeys(example.captions[0] for example in prepared.examples))
+        spread = max(1, len(captions) // section.count)
+        prompts = tuple(captions[::spread][: section.count])
+        trigger = prepared.config.caption.trigger
+        prompts = tuple(p if trigger in p else f"{trigger}, {p}" for p in prompts)
+    side = prepared.base.sizes(prepared.config.resolution).resolutions[0]
+    side = max(prepared.base.multiple, side // prepared.base.multiple * prepared.base.multiple)
+    return Wish(prompts, (side, side), section.seed, section.steps, section.guidance)
+

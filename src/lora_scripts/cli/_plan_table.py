@@ -1,0 +1,47 @@
+"""What a run will do, as lines for a person: printed by `check` and before the first step of `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_scripts import messages
+from lora_scripts.preparation import Prepared
+
+MAX_DROPPED = 10
+
+
+def lines(prepared: Prepared) -> Iterator[str]:
+    """Yield the plan, line by line."""
+    text = messages.text
+    config, base, plan, scan = prepared.config, prepared.base, prepared.plan, prepared.scan
+    kind = f"{base.family} / {base.variant}, {base.prediction_type}, {base.resolution} px"
+    yield text("cli.plan.base", base=base.name, kind=kind)
+    for note in prepared.notes:
+        yield text(note.code, **note.params)
+    for dropped in scan.dropped[:MAX_DROPPED]:
+        yield text("cli.plan.dropped", path=dropped.path, reason=text(dropped.code, **dropped.params))
+    if len(scan.dropped) > MAX_DROPPED:
+        yield text("cli.plan.more_dropped", count=len(scan.dropped) - MAX_DROPPED)
+    if prepared.held:
+        yield text("cli.plan.held", count=len(prepared.held), train=len(prepared.examples))
+    yield text(
+        "cli.plan.batch",
+        size=plan.step_size,
+        batch=config.batch_size,
+        accumulation=plan.accumulation,
+        processes=plan.step_size // (config.batch_size * plan.accumulation),
+    )
+    yield text(
+        "cli.plan.steps", visits=plan.visits, per_epoch=plan.steps_per_epoch, epochs=config.epochs, steps=plan.steps
+    )
+    yield text(
+        "cli.plan.rate",
+        optimizer=config.optimizer.name,
+        rate=f"{config.learning_rate:g}",
+        warmup=plan.warmup,
+        schedule=config.schedule.name,
+    )
+    shown = ", ".join(map(str, plan.saves[:6])) + (", ..." if len(plan.saves) > 6 else "")
+    yield text("cli.plan.saves", count=len(plan.saves), steps=shown)
+    yield text("cli.plan.lora", rank=config.lora_rank, alpha=f"{config.resolved_alpha:g}", name=config.resolved_name)
+    yield text("cli.plan.output", path=config.output_dir)

@@ -1,0 +1,233 @@
+"""Every key of a config file, with its type, range and default.
+
+What a key means stands in the message catalogue under `config.key.<dotted path>`, in both languages.
+A key marked `FREE` does not change the trained weights: it may differ when a run is resumed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+FREE = {"resume": "free"}
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error; a number stays a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Choice(Section):
+    """A plug-in by name, with that plug-in's own options: "adamw" or {name: adamw, weight_decay: 0.01}."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and "options" not in value:
+            return {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+
+class CaptionSection(Section):
+    """How captions vary from visit to visit."""
+
+    trigger: str = ""
+    shuffle: bool = False
+    keep_tokens: int = Field(0, ge=0)
+    dropout: float = Field(0.0, ge=0, le=1)
+
+
+class DatasetSection(Section):
+    """One folder of a list of data sets."""
+
+    path: Path
+    metadata: Path | None = None
+    repeats: int = Field(1, ge=1, le=10_000)
+    weight: float = Field(1.0, gt=0, le=1000)
+    caption: CaptionSection | None = None
+    flip: bool | None = None
+
+
+class TextEncoderSection(Section):
+    """Whether the text encoder learns too, and how fast."""
+
+    enabled: bool = False
+    learning_rate: float | None = Field(None, gt=0, le=10)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return _switch(value)
+
+
+class PreviewSection(Section):
+    """What is drawn at each save, with the base beside it."""
+
+    enabled: bool = True
+    prompts: tuple[str, ...] = ()
+    count: int = Field(4, ge=1, le=64)
+    steps: int = Field(20, ge=1, le=1000)
+    guidance: float = Field(3.0, ge=0, le=50)
+    seed: int = Field(1, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return _switch(value)
+
+
+class ValidationSection(Section):
+    """The held-out part and how often its loss is measured."""
+
+    enabled: bool = False
+    share: float = Field(0.1, gt=0, lt=1)
+    every: int | None = Field(None, ge=1)
+    levels: int = Field(4, ge=1, le=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return _switch(value)
+
+
+def _switch(value: Any) -> Any:
+    """`true`, `false`, or a section that is on unless it says otherwise."""
+    if isinstance(value, bool):
+        return {"enabled": value}
+    if isinstance(value, str) and value.lower() in ("true", "on", "yes", "false", "off", "no"):
+        return {"enabled": value.lower() in ("true", "on", "yes")}
+    return {"enabled": True, **value} if isinstance(value, dict) else value
+
+
+Resolution = Annotated[int, Field(ge=8, le=8192)]
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+
+
+class RunConfig(Section):
+    """A whole training run."""
+
+    train_data_dir: Path | None = None
+    metadata_path: Path | None = None
+    datasets: tuple[DatasetSection, ...] = ()
+    missing_pictures: Literal["error", "ignore"] = "error"
+    max_bad_fraction: float = Field(0.1, ge=0, le=1)
+
+    base_model: str = Field(min_length=1)
+    family: str = "auto"
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    resolution: tuple[Resolution, ...] = ()
+
+    output_dir: Path
+    name: str = Field("", pattern=r"^[^:<>=,/\\\x00-\x1f]{0,100}$", json_schema_extra=FREE)
+    seed: int = Field(42, ge=0, lt=2**63)
+
+    lora_rank: int = Field(8, ge=1, le=1024)
+    lora_alpha: float | None = Field(None, gt=0, le=100_000)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_targets: str | tuple[str, ...] = "auto"
+    init_lora: Path | None = None
+    train_text_encoder: TextEncoderSection = TextEncoderSection()
+
+    objective: str = "auto"
+    batch_size: int = Field(1, ge=1, le=4096)
+    gradient_accumulation: int | None = Field(None, ge=1, le=4096)
+    epochs: int = Field(10, ge=1, le=1_000_000)
+    learning_rate: float = Field(1e-4, gt=0, le=10)
+    optimizer: Choice = Choice(name="adamw")
+    schedule: Choice = Choice(name="cosine")
+    warmup: int | str = "5%"
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+
+    caption: CaptionSection = CaptionSection()
+    flip: bool = False
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    min_snr_gamma: float | None = Field(None, gt=0, le=1000)
+    loss: Literal["mse", "huber", "l1"] = "mse"
+
+    base_precision: Precision = "auto"
+    mixed_precision: Precision = "auto"
+    attention: Literal["auto", "math", "flash"] = "auto"
+    gradient_checkpointing: bool = False
+
+    save_steps: int = Field(500, ge=1, json_schema_extra=FREE)
+    keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=FREE)
+    preview: PreviewSection = Field(PreviewSection(), json_schema_extra=FREE)
+    validation: ValidationSection = ValidationSection()
+    exporters: tuple[str, ...] = Field(("diffusers", "kohya"), min_length=1, json_schema_extra=FREE)
+    cache_dir: Path | None = Field(None, json_schema_extra=FREE)
+
+    @field_validator("resolution", mode="before")
+    @classmethod
+    def _resolution_list(cls, value: Any) -> Any:
+        if value is None or value == "auto":
+            return ()
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("lora_alpha", "gradient_accumulation", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+    @field_validator("ema", "max_grad_norm", "min_snr_gamma", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return None if value is False or (isinstance(value, str) and value.lower() in ("off", "no", "none")) else value
+
+    @field_validator("epochs", "batch_size", "lora_rank", "save_steps", "seed", mode="before")
+    @classmethod
+    def _not_a_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("a whole number")
+        return value
+
+    @field_validator("warmup")
+    @classmethod
+    def _warmup(cls, value: int | str) -> int | str:
+        warmup_steps(value, 100)
+        return value
+
+    @property
+    def resolved_name(self) -> str:
+        """The LoRA's name: `name`, else the last part of `output_dir`."""
+        return self.name or self.output_dir.resolve().name
+
+    @property
+    def resolved_alpha(self) -> float:
+        """`lora_alpha`, else the rank."""
+        return self.lora_alpha if self.lora_alpha is not None else float(self.lora_rank)
+
+
+def warmup_steps(value: int | str, total: int) -> int:
+    """Return the steps that "5%", "100 steps" or 100 mean for a run of `total` steps.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    text = str(value).strip()
+    if text.endswith("%"):
+        share = float(text[:-1])
+        if not 0 <= share <= 100:
+            raise ValueError("0% to 100%, or a number of steps")
+        return round(total * share / 100)
+    number = text.removesuffix("steps").strip()
+    if not number.isdigit():
+        raise ValueError('such as "5%", "100 steps" or 100')
+    return int(number)
+
+
+def free_keys() -> frozenset[str]:
+    """Return the keys that may differ when a run is resumed."""
+    return frozenset(
+        name
+        for name, field in RunConfig.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("resume") == "free"
+    )

@@ -1,0 +1,1 @@
+"""Data without networks: records, readers, buckets, captions, the cache and the loader."""

@@ -1,0 +1,221 @@
+"""Files of captions: text in a known encoding, and rows of `metadata.csv` and `metadata.jsonl`."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_scripts.data.decode import FOREIGN_SUFFIXES, SUFFIXES
+from lora_scripts.errors import DataError
+
+FILE_COLUMNS = ("file_name", "filename", "image", "file")
+CAPTION_COLUMNS = ("prompt", "caption", "text")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+MAX_TEXT_BYTES = 1 << 20
+"""Of a caption beside a picture; a longer file is something else."""
+MAX_TABLE_BYTES = 1 << 29
+
+# The longer mark first: UTF-32's begins with UTF-16's.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a picture's name as written, its captions (one in a csv), and the line it begins on."""
+
+    name: str
+    captions: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one file, and the columns that are not used."""
+
+    rows: Sequence[Row]
+    ignored_columns: tuple[str, ...] = ()
+
+
+def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Read text as UTF-8, or as what its byte order mark says.
+
+    Raises:
+        DataError: it cannot be read, is larger than `max_bytes`, is in another encoding, or holds NUL characters.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise DataError("data.unreadable", path=path, reason=error.strerror or error) from error
+    if len(data) > max_bytes:
+        raise DataError("data.text_too_large", path=path, allowed=max_bytes // 1024)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        start = min(error.start, len(data) - 1)
+        place = {"path": path, "byte": f"0x{data[start]:02x}", "position": start}
+        raise DataError("data.encoding", **place, encoding=encoding, guess=_guess(data)) from error
+    if "\0" in text:
+        raise DataError("data.text_nul", path=path, position=text.index("\0"))
+    return text
+
+
+def _guess(data: bytes) -> str:
+    """Name the legacy encoding that the bytes look like."""
+    # Western texts have single high bytes; Chinese ones long rows of them.
+    if re.search(rb"[\x81-\xfe]{4}", data):
+        for encoding in ("gb18030", "big5", "shift_jis"):
+            if _decodes(data, encoding):
+                return {"gb18030": "GBK"}.get(encoding, encoding)
+    return "cp1252" if _decodes(data, "cp1252") else "latin-1"
+
+
+def _decodes(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_table(path: Path) -> Table:
+    """Read the rows of a .csv, .tsv or .jsonl file.
+
+    A csv file may have a header (`file_name|filename|image|file` and `prompt|caption|text`, others are named as
+    ignored) or else two columns, picture and caption; it is separated by `,`, `;` or tabs, quoted as RFC 4180 has it.
+
+    Raises:
+        DataError: with file and line, for whatever cannot be read without guessing.
+    """
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError("data.table_kind", path=path, allowed=", ".join(TABLE_SUFFIXES))
+    text = read_text(path, MAX_TABLE_BYTES)
+    table = _read_jsonl(text, path) if path.suffix.lower() == ".jsonl" else _read_csv(text, path)
+    if not table.rows:
+        raise DataError("data.table_empty", path=path)
+    return table
+
+
+def _read_csv(text: str, path: Path) -> Table:
+    if not text.strip():
+        return Table(())
+    delimiter, header = _layout(text, path)
+    reader = _csv_reader(text, delimiter)
+    columns = (0, 1) if header is None else (_column(header, FILE_COLUMNS, path), _column(header, CAPTION_COLUMNS, path))
+    expected = 2 if header is None else len(header)
+    rows: list[Row] = []
+    line, header_pending = 1, header is not None
+    try:
+        for record in reader:
+            if header_pending and any(cell.strip() for cell in record):
+                header_pending = False
+            elif any(cell.strip() for cell in record):
+                rows.append(_csv_row(record, columns, expected, (path, line)))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError("data.table_broken", path=path, line=line, reason=error) from error
+    used = set(columns)
+    return Table(rows, tuple(name for i, name in enumerate(header or ()) if i not in used and name))
+
+
+def _csv_reader(text: str, delimiter: str):
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+
+
+def _layout(text: str, path: Path) -> tuple[str, list[str] | None]:
+    """Return (delimiter, header cells or None), from the first row that is not blank."""
+    firsts: dict[str, list[str]] = {}
+    reason: object = ""
+    for delimiter in (",", ";", "\t"):
+        try:
+            filled = (record for record in _csv_reader(text, delimiter) if any(cell.strip() for cell in record))
+            firsts[delimiter] = [cell.strip() for cell in next(filled, [])]
+        except csv.Error as error:
+            reason = error
+    for delimiter, cells in firsts.items():
+        names = {cell.lower() for cell in cells}
+        if names & {*FILE_COLUMNS} and names & {*CAPTION_COLUMNS}:
+            return delimiter, cells
+    for delimiter, cells in firsts.items():
+        if len(cells) > 1 and Path(cells[0]).suffix.lower() in SUFFIXES | FOREIGN_SUFFIXES:
+            return delimiter, None
+    if len(firsts) < 3 and not any(len(cells) > 1 for cells in firsts.values()):
+        raise DataError("data.table_broken", path=path, line=1, reason=reason)
+    found = max(firsts.values(), key=len)
+    raise DataError(
+        "data.table_columns",
+        path=path,
+        found=", ".join(found)[:200],
+        files=", ".join(FILE_COLUMNS),
+        captions=", ".join(CAPTION_COLUMNS),
+    )
+
+
+def _column(header: Sequence[str], known: Sequence[str], path: Path) -> int:
+    places = [i for i, name in enumerate(header) if name.lower() in known]
+    if len(places) > 1:
+        raise DataError("data.table_two_columns", path=path, columns=", ".join(header[i] for i in places))
+    return places[0]
+
+
+def _csv_row(record: list[str], columns: tuple[int, int], expected: int, place: tuple[Path, int]) -> Row:
+    path, line = place
+    if len(record) <= max(columns) or any(cell.strip() for cell in record[expected:]):
+        raise DataError("data.table_cells", path=path, line=line, found=len(record), expected=expected)
+    name, caption = (record[column].strip() for column in columns)
+    if not name:
+        raise DataError("data.table_no_name", path=path, line=line)
+    return Row(name, (caption,), line)
+
+
+def _read_jsonl(text: str, path: Path) -> Table:
+    rows: list[Row] = []
+    ignored: dict[str, None] = {}
+    # Not splitlines: JSON allows further line separators inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        entry = _json_object(line, path, number)
+        rows.append(_json_row(entry, path, number))
+        ignored |= dict.fromkeys(key for key in entry if key.lower() not in FILE_COLUMNS + CAPTION_COLUMNS)
+    return Table(rows, tuple(ignored))
+
+
+def _json_object(line: str, path: Path, number: int) -> dict[str, object]:
+    def without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("duplicate key")
+        return dict(pairs)
+
+    try:
+        entry = json.loads(line, object_pairs_hook=without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise DataError("data.table_broken", path=path, line=number, reason=error) from error
+    if not isinstance(entry, dict):
+        raise DataError("data.jsonl_row", path=path, line=number, file=FILE_COLUMNS[0], caption=CAPTION_COLUMNS[0])
+    return entry
+
+
+def _json_row(entry: dict[str, object], path: Path, number: int) -> Row:
+    names = [value for key, value in entry.items() if key.lower() in FILE_COLUMNS]
+    texts = [value for key, value in entry.items() if key.lower() in CAPTION_COLUMNS]
+    captions = texts[0] if len(texts) == 1 and isinstance(texts[0], list) else texts
+    well_formed = len(names) == 1 and len(texts) == 1 and captions
+    if not well_formed or not all(isinstance(value, str) for value in [*names, *captions]):
+        raise DataError("data.jsonl_row", path=path, line=number, file=FILE_COLUMNS[0], caption=CAPTION_COLUMNS[0])
+    if not str(names[0]).strip():
+        raise DataError("data.table_no_name", path=path, line=number)
+    return Row(str(names[0]).strip(), tuple(str(caption).strip() for caption in captions), number)

@@ -1,0 +1,90 @@
+"""Which examples each optimizer step sees: pure functions of (examples, seed, epoch), so resuming needs only a count.
+
+A step's set of visits does not depend on how it is split: batch size 4, 2 with two micro-batches, 1 with four, or two
+processes all see the same visits, with the same seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lora_scripts.data.record import Example
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One showing of one example.
+
+    Attributes:
+        example: index into the examples.
+        epoch: from 0; -1 for held-out measurements, which are the same every time.
+        repeat: from 0, below the example's `repeats`.
+    """
+
+    example: int
+    epoch: int
+    repeat: int
+
+
+def seed_of(*parts: object) -> int:
+    """Return a 63-bit seed that depends on every part and on their order."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def visits(examples: Sequence[Example], epoch: int) -> list[Visit]:
+    """Return every visit of one epoch, in the examples' order."""
+    return [Visit(i, epoch, repeat) for i, example in enumerate(examples) for repeat in range(example.repeats)]
+
+
+def steps_of_epoch(examples: Sequence[Example], epoch: int, seed: int, step_size: int) -> list[list[Visit]]:
+    """Return the epoch's optimizer steps, each a list of at most `step_size` visits.
+
+    Visits of one group stay together as far as they fill whole steps; what is left over is put into mixed steps.
+    There are ceil(visits / step_size) steps, the last drawn one possibly smaller.
+    """
+    order = visits(examples, epoch)
+    chooser = random.Random(seed_of(seed, epoch, "order"))
+    chooser.shuffle(order)
+    groups: dict[object, list[Visit]] = defaultdict(list)
+    for visit in order:
+        groups[examples[visit.example].group].append(visit)
+    steps: list[list[Visit]] = []
+    left: list[Visit] = []
+    for members in groups.values():
+        whole = len(members) // step_size * step_size
+        steps += [members[i : i + step_size] for i in range(0, whole, step_size)]
+        left += members[whole:]
+    steps += [left[i : i + step_size] for i in range(0, len(left), step_size)]
+    chooser.shuffle(steps)
+    return steps
+
+
+def micro_batches(
+    step: Sequence[Visit], examples: Sequence[Example], batch_size: int, *, rank: int = 0, world: int = 1
+) -> list[list[Visit]]:
+    """Split one step into micro-batches of one group each, and return those of process `rank`."""
+    groups: dict[object, list[Visit]] = defaultdict(list)
+    for visit in step:
+        groups[examples[visit.example].group].append(visit)
+    batches = [
+        members[i : i + batch_size] for members in groups.values() for i in range(0, len(members), batch_size)
+    ]
+    return batches[rank::world]
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off a share of the examples by a hash of seed and content, so that adding one moves no other.
+
+    Examples of one content (the same picture at two sizes) fall on the same side.
+    """
+    train: list[Example] = []
+    held: list[Example] = []
+    for example in examples:
+        content = getattr(example, "sha256", example.fingerprint)
+        (held if seed_of(seed, content, "held out") / 2**63 < share else train).append(example)
+    return train, held

@@ -1,0 +1,1 @@
+"""One file a kind of data; each defines `read(datasets, options) -> Scan`."""

@@ -1,0 +1,146 @@
+"""What a reader hands to everything above it: examples, what was dropped, and what should be said."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+class Example(Protocol):
+    """One thing to learn from; whatever its kind, the loader needs only this.
+
+    Attributes:
+        id: stable name inside the run, such as "0/cat.png@64x64"; seeds its random draws.
+        fingerprint: sha256 over its bytes and captions; a changed one is changed data.
+        group: examples of one group may share a micro-batch (same size).
+        repeats: visits an epoch.
+        weight: how much one visit counts in the loss.
+    """
+
+    id: str
+    fingerprint: str
+    group: Hashable
+    repeats: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class CaptionRules:
+    """How a caption varies from visit to visit (key `caption` of the config).
+
+    Attributes:
+        trigger: put in front of every caption that does not contain it.
+        shuffle: shuffle the comma-separated parts behind the first `keep_tokens` ones.
+        keep_tokens: comma-separated parts that stay in front.
+        dropout: chance that a visit sees the empty caption instead.
+    """
+
+    trigger: str = ""
+    shuffle: bool = False
+    keep_tokens: int = 0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One entry of `datasets:`, resolved: what a reader is given.
+
+    Attributes:
+        path: folder (or file) of the data.
+        metadata: an explicit caption file, or None to look for the usual ones.
+        missing_pictures: "error" or "ignore", for caption rows whose picture is absent.
+    """
+
+    path: Path
+    metadata: Path | None = None
+    repeats: int = 1
+    weight: float = 1.0
+    captions: CaptionRules = CaptionRules()
+    flip: bool = False
+    missing_pictures: str = "error"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a base wants of picture sizes.
+
+    Attributes:
+        resolutions: training sizes in pixels; a picture of each area budget `r * r` is made per entry.
+        multiple: width and height of every bucket are multiples of this many pixels.
+    """
+
+    resolutions: tuple[int, ...]
+    multiple: int
+
+
+@dataclass(frozen=True)
+class PictureExample:
+    """One picture at one bucket, with the captions it may be shown with.
+
+    Attributes:
+        path: the file.
+        sha256: of the file's bytes.
+        captions: non-empty; one is drawn a visit.
+        size: (width, height) as displayed, after EXIF rotation.
+        bucket: (width, height) it is scaled and cropped to; multiples of `Sizes.multiple`.
+    """
+
+    id: str
+    path: Path
+    sha256: str
+    captions: tuple[str, ...]
+    size: tuple[int, int]
+    bucket: tuple[int, int]
+    caption_rules: CaptionRules = CaptionRules()
+    flip: bool = False
+    repeats: int = 1
+    weight: float = 1.0
+
+    @property
+    def group(self) -> tuple[int, int]:
+        """The bucket: pictures of one size may share a micro-batch."""
+        return self.bucket
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the picture's bytes, its bucket or any caption."""
+        import hashlib
+
+        parts = (self.sha256, str(self.bucket), *self.captions)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A file that is not trained on, with the reason as a message code."""
+
+    path: Path
+    code: str
+    params: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the plan says about the data, as a message code."""
+
+    code: str
+    params: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a reader found.
+
+    Attributes:
+        examples: sorted by id.
+        found: files looked at, before any was dropped.
+        dropped: quarantined files, each with its reason.
+        notes: what the plan should say: where captions came from, how many of each.
+    """
+
+    examples: Sequence[Example]
+    found: int
+    dropped: Sequence[Dropped] = ()
+    notes: Sequence[Note] = ()

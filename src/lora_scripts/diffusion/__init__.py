@@ -1,0 +1,1 @@
+"""Diffusion as pure functions: timesteps, targets, loss weights, each with its paper's equation."""

@@ -1,0 +1,1 @@
+"""One file a base-model architecture; see `contracts.Family`. A leading underscore marks a shared part."""

@@ -1,0 +1,76 @@
+"""Writing files so that a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from lora_scripts.errors import MachineError
+
+STAGED_PREFIX = ".staged-"
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Call `write` on a new file beside `path`, then put it in `path`'s place.
+
+    Args:
+        durable: wait until the disk has it, so that a power cut cannot leave an empty file.
+
+    Raises:
+        MachineError: no space, or the folder cannot be written; what was at `path` is untouched.
+    """
+    staged = path.with_name(f"{STAGED_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(staged.unlink, missing_ok=True)
+            with staged.open("wb") as file:
+                write(file)
+                file.flush()
+                if durable:
+                    sync(file.fileno())
+            os.replace(staged, path)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace `path` by a file with these bytes; see `replace_file`."""
+    replace_file(path, lambda file: file.write(data), durable=durable)
+
+
+def sync(handle: int) -> None:
+    """Flush a file or folder to the disk; file systems that cannot are tolerated, errors of the disk are not."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside a folder durable, where the system lets a folder be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
+def cannot_write(folder: Path, error: OSError) -> MachineError:
+    """Return the error to raise when writing into a folder failed."""
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    reason = error.strerror or str(error)
+    return MachineError("train.no_space" if full else "train.not_writable", path=folder, reason=reason)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,84 @@
+"""What `check` adds to the plan: trained tensors by component, memory, time; measured on this machine, in seconds."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_scripts import units
+from lora_scripts.preparation import Prepared
+from lora_scripts.train.plan import estimate
+from lora_scripts.train.precision import choose
+
+MATRIX = 1024
+
+
+def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield message codes with parameters; loads torch, but no weights."""
+    import torch
+    from accelerate import PartialState
+
+    config, plan = prepared.config, prepared.plan
+    device = PartialState().device
+    precision = choose(config.base_precision, config.mixed_precision, device)
+    modules = prepared.family.skeleton(prepared.base)
+    trained = 0
+    for component, patterns in prepared.targets.items():
+        shapes = _target_shapes(modules[component], patterns)
+        parameters = sum(config.lora_rank * (fan_in + fan_out) for fan_in, fan_out in shapes)
+        trained += parameters
+        yield (
+            "cli.plan.tensors",
+            {
+                "component": component,
+                "modules": len(shapes),
+                "tensors": 2 * len(shapes),
+                "parameters": f"{parameters:,}",
+            },
+        )
+    size = torch.empty((), dtype=precision.base).element_size()
+    cost = estimate(config, prepared.base, prepared.examples, plan, base_bytes=size, lora=trained)
+    rate = matrix_rate(device, precision.base)
+    seconds = cost.operations / (rate * 0.35) * plan.steps
+    yield (
+        "cli.plan.cost",
+        {
+            "memory": units.format_bytes(cost.memory),
+            "time": units.format_seconds(seconds),
+            "device": str(device),
+            "rate": f"{rate / 1e9:.0f}",
+        },
+    )
+
+
+def _target_shapes(module: Any, patterns: Sequence[str]) -> list[tuple[int, int]]:
+    """Return (fan in, fan out) as the two low-rank matrices see them, for each matched module."""
+    import torch
+
+    compiled = [re.compile(pattern) for pattern in patterns]
+    shapes = []
+    for name, child in module.named_modules():
+        if not isinstance(child, torch.nn.Linear | torch.nn.Conv2d) or not any(p.fullmatch(name) for p in compiled):
+            continue
+        shapes.append((child.weight[0].numel(), child.weight.shape[0]))
+    return shapes
+
+
+def matrix_rate(device: Any, dtype: Any) -> float:
+    """Return floating-point operations a second of a square matrix product, the best of a few."""
+    import torch
+
+    a = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(4):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        product = a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    del product
+    return 2 * MATRIX**3 / best

@@ -1,0 +1,70 @@
+"""What a run was made from, so that the same command resumes it and a changed one is refused by name."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lora_scripts.config.schema import RunConfig, free_keys
+from lora_scripts.data.record import Example
+from lora_scripts.errors import BaseModelError, ConfigError, DataError, Problem
+
+LIBRARIES = ("lora-scripts", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+PATH_KEYS = frozenset({"output_dir", "train_data_dir", "metadata_path"})
+
+
+def config_facts(config: RunConfig) -> dict[str, Any]:
+    """Return the config as JSON values."""
+    return config.model_dump(mode="json")
+
+
+def data_facts(examples: Sequence[Example]) -> dict[str, str]:
+    """Return each example's fingerprint by id."""
+    return {example.id: example.fingerprint for example in examples}
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that may change a result."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def check_same(record: Mapping[str, Any], config: RunConfig, examples: Sequence[Example], base_hash: str) -> None:
+    """Refuse to resume a run with another config, other data or another base.
+
+    Raises:
+        ConfigError: names every differing key, old -> new.
+        DataError: names the changed, added and removed examples.
+        BaseModelError: the base's weights are others.
+    """
+    old, new = _flat(record["config"]), _flat(config_facts(config))
+    free = free_keys() | PATH_KEYS
+    problems = [
+        Problem("train.config_changed", {"key": key, "old": old.get(key), "new": new.get(key)})
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in free and old.get(key) != new.get(key)
+    ]
+    if problems:
+        problems.append(Problem("train.config_changed_remedy", {"path": config.output_dir}))
+        raise ConfigError(problems=problems)
+    before, now = record["data"], data_facts(examples)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        names = ", ".join(changed[:5])
+        raise DataError("train.data_changed", count=len(changed), names=names, path=config.output_dir)
+    if record["base"]["hash"] != base_hash:
+        raise BaseModelError("train.base_changed", base=config.base_model, path=config.output_dir)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,63 @@
+"""Predict the noise, or v, that was mixed into clean latents (arXiv:2006.11239, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_scripts.contracts import Batch, Denoiser, Loss
+from lora_scripts.diffusion import noise as diffusion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Config(BaseModel):
+    """The keys of the run config this objective reads, by their own names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    noise_offset: float = 0.0
+    min_snr_gamma: float | None = None
+    loss: str = "mse"
+
+
+class Denoise:
+    """The objective; see `contracts.Objective`."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def loss(self, family: Denoiser, batch: Batch, *, quantile: float | None = None) -> Loss:
+        """Return the weighted sum over rows of each row's mean distance to its target.
+
+        The noise of a row comes from its own generator: position, timestep, then noise, whatever the micro-batch.
+        """
+        clean = family.latents(batch)
+        generators = batch.generators
+        timesteps = diffusion.draw_timesteps(len(family.alphas_cumprod), generators, quantile).to(clean.device)
+        noise = diffusion.draw_noise(clean.shape, generators, self.config.noise_offset).to(clean)
+        noisy = diffusion.add_noise(clean, noise, family.alphas_cumprod, timesteps)
+        wanted = diffusion.target(family.prediction_type, clean, noise, family.alphas_cumprod, timesteps)
+        predicted = family.predict(noisy, timesteps, batch)
+        rows = self._distance(predicted.to(wanted.dtype), wanted)
+        weights = batch.weights.to(rows)
+        if self.config.min_snr_gamma is not None:
+            gamma = self.config.min_snr_gamma
+            weights = weights * diffusion.min_snr_weights(
+                family.prediction_type, family.alphas_cumprod, timesteps, gamma
+            ).to(rows)
+        return Loss(total=(rows * weights).sum())
+
+    def _distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """(B,) mean distance over C, H, W."""
+        from torch.nn import functional
+
+        kinds = {"mse": functional.mse_loss, "huber": functional.smooth_l1_loss, "l1": functional.l1_loss}
+        return kinds[self.config.loss](predicted, wanted, reduction="none").mean(dim=(1, 2, 3))
+
+
+def build(config: Config) -> Denoise:
+    """Return the objective."""
+    return Denoise(config)

@@ -1,0 +1,1 @@
+"""One file an optimizer: `Config` and `build(groups, config)`."""

@@ -1,0 +1,131 @@
+"""The run folder: who owns it, what it was made from, what state it is in.
+
+    output_dir/
+      pytorch_lora_weights.safetensors   the LoRA for diffusers
+      <name>.safetensors                 the LoRA for the WebUI and ComfyUI
+      run.json                           config, hashes, versions, times, state
+      events.jsonl, train.log            what happened, for programs and for people
+      logs/                              TensorBoard
+      checkpoints/step-N/                everything to resume from, and a loadable LoRA
+      previews/                          pictures of each save; before_after.png
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_scripts.errors import ConfigError, LockError
+from lora_scripts.files import cannot_write, write_bytes
+
+SCHEMA_VERSION = 1
+OWN_FILES = frozenset({"run.json", "events.jsonl", "train.log", ".lock"})
+OWN_FOLDERS = frozenset({"logs", "checkpoints", "previews", "control"})
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.record_path = path / "run.json"
+        self.events_path = path / "events.jsonl"
+        self.log_path = path / "train.log"
+        self.curves = path / "logs"
+        self.checkpoints = path / "checkpoints"
+        self.previews = path / "previews"
+
+    def check(self) -> None:
+        """Refuse a path that is a file, or a folder that holds something other than a run.
+
+        Raises:
+            ConfigError: with the names found.
+        """
+        if self.path.is_file():
+            raise ConfigError("config.output_is_file", path=self.path)
+        if not self.path.is_dir() or self.record_path.exists():
+            return
+        foreign = sorted(
+            entry.name for entry in self.path.iterdir() if entry.name not in OWN_FILES and entry.name not in OWN_FOLDERS
+        )
+        if foreign:
+            raise ConfigError("config.output_foreign", path=self.path, names=", ".join(foreign[:4]))
+
+    def record(self) -> dict[str, Any] | None:
+        """Return run.json, or None where no run was started."""
+        try:
+            return json.loads(self.record_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ConfigError("train.record_broken", path=self.record_path) from error
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Replace run.json atomically."""
+        write_bytes(self.record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def clear(self, lora_names: tuple[str, ...]) -> None:
+        """Remove what an earlier run of ours left (for --restart)."""
+        for name in OWN_FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (OWN_FILES - {".lock"}) | set(lora_names):
+            (self.path / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Hold the folder's lock.
+
+        Raises:
+            LockError: another process holds it; the message tells which.
+            MachineError: the folder cannot be written.
+        """
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            if not _lock(handle):
+                owner = _owner(path)
+                raise LockError("train.locked", path=self.path, **owner)
+            os.ftruncate(handle, 0)
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            os.write(handle, json.dumps(owner).encode())
+            yield
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Take an exclusive lock that ends with the process, however it ends."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        import msvcrt
+
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+    except OSError:
+        return False
+    return True
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    try:
+        owner = json.loads(path.read_text())
+        return {key: owner[key] for key in ("pid", "host", "since")}
+    except (OSError, ValueError, KeyError):
+        return {"pid": "?", "host": "?", "since": "?"}
+

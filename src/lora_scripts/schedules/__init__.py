@@ -1,0 +1,1 @@
+"""One file a schedule: `Config` and `factor(step, total, warmup, config)`."""

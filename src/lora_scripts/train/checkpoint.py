@@ -1,0 +1,163 @@
+"""Checkpoints: a folder `step-N` that is complete or absent, with nothing in it that runs code.
+
+    step-200/
+      state.safetensors               trained tensors, averages, optimizer moments
+      <name>-step-200.safetensors     the LoRA at this step, ready to load
+      manifest.json                   written last: step, sizes and sha256 of every file
+
+A checkpoint is written into a hidden folder beside, flushed, and renamed; one without a manifest does not exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_scripts.errors import CheckpointError
+from lora_scripts.files import cannot_write, sha256_of, sync, sync_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA_VERSION = 1
+STAGED = ".staged-"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run resumes from.
+
+    Attributes:
+        step: optimizer steps done.
+        tensors: by name, such as "weight/unet.mid_block..." or "exp_avg/...".
+        facts: JSON values: losses of the epoch so far, optimizer class, what listeners keep.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
+def write(folder: Path, state: State, add_files: Callable[[Path], None]) -> Path:
+    """Write `folder/step-N`; `add_files` puts further files into the staged folder.
+
+    Raises:
+        MachineError: no space or not writable; older checkpoints are untouched.
+    """
+    from safetensors.torch import save_file
+
+    final = folder / f"step-{state.step}"
+    staged = folder / f"{STAGED}{final.name}"
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, staged / "state.safetensors")
+        add_files(staged)
+        names = sorted(path.name for path in staged.iterdir())
+        for name in names:
+            with (staged / name).open("rb+") as file:
+                sync(file.fileno())
+        files = {n: {"bytes": (staged / n).stat().st_size, "sha256": sha256_of(staged / n)} for n in names}
+        manifest = {"schema": SCHEMA_VERSION, "step": state.step, "facts": dict(state.facts), "files": files}
+        with (staged / "manifest.json").open("w", encoding="utf-8") as file:
+            json.dump(manifest, file)
+            file.flush()
+            sync(file.fileno())
+        sync_folder(staged)
+        _promote(staged, final)
+    except OSError as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise cannot_write(folder, error) from error
+    return final
+
+
+def _promote(staged: Path, final: Path) -> None:
+    """Rename into place; a checkpoint of the same step is set aside first and removed after."""
+    aside = final.with_name(f".aside-{final.name}")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(final, aside)
+    os.replace(staged, final)
+    sync_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps of the complete checkpoints, oldest first; orphans of a kill are put back or swept."""
+    if not folder.is_dir():
+        return []
+    for aside in folder.glob(".aside-step-*"):
+        final = folder / aside.name.removeprefix(".aside-")
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.replace(aside, final)
+    for staged in folder.glob(f"{STAGED}*"):
+        shutil.rmtree(staged, ignore_errors=True)
+    found = [path.parent.name.removeprefix("step-") for path in folder.glob("step-*/manifest.json")]
+    return sorted(int(number) for number in found if number.isdigit())
+
+
+def load_newest(folder: Path, tell: Callable[[str, Mapping[str, Any]], None]) -> State | None:
+    """Return the newest checkpoint that is whole, or None where there is none.
+
+    Args:
+        tell: called with a message code and parameters for each damaged one that is passed over.
+
+    Raises:
+        CheckpointError: all are damaged, or the newest was written by a newer version.
+    """
+    from safetensors.torch import load_file
+
+    found = steps(folder)
+    for step in reversed(found):
+        path = folder / f"step-{step}"
+        reason = damage(path)
+        if reason is None:
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            return State(step, load_file(path / "state.safetensors"), manifest["facts"])
+        tell("train.checkpoint_damaged", {"step": step, "reason": reason})
+    if found:
+        raise CheckpointError("train.all_damaged", path=folder, steps=", ".join(map(str, found)))
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint folder, or None.
+
+    Raises:
+        CheckpointError: it was written by a newer version.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        version, files = int(manifest["schema"]), dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "manifest.json"
+    if version > SCHEMA_VERSION:
+        raise CheckpointError("train.newer_version", path=path, version=version, known=SCHEMA_VERSION)
+    for name, row in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != row["bytes"]:
+            size = file.stat().st_size if file.is_file() else 0
+            return f"{name}: {size} / {row['bytes']} bytes"
+        if hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
+            return f"{name}: sha256"
+    return None if "state.safetensors" in files else "state.safetensors"
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Remove the oldest checkpoints until `keep` are left; called only after a new one is in place."""
+    found = steps(folder) if keep is not None else []
+    for step in found[: len(found) - (keep or 0)]:
+        path = folder / f"step-{step}"
+        with contextlib.suppress(OSError):
+            (path / "manifest.json").unlink()
+        shutil.rmtree(path, ignore_errors=True)

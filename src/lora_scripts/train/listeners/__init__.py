@@ -1,0 +1,1 @@
+"""One file a behaviour during training; each listens to events."""

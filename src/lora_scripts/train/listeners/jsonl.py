@@ -1,0 +1,48 @@
+"""events.jsonl: every event, one a line, for programs that watch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from lora_scripts import messages
+from lora_scripts.events import SCHEMA_VERSION, Command, Event
+
+
+class JsonLines:
+    """Appends to the file; a resumed run first drops what happened after its checkpoint.
+
+    Args:
+        path: the file.
+        step: the step the run starts from.
+        warn: told once, as a sentence, when the file cannot be written; training goes on.
+    """
+
+    def __init__(self, path: Path, step: int, warn: Any):
+        self.path, self.warn, self._warned = path, warn, False
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def __call__(self, event: Event) -> Command | None:
+        """Write one line."""
+        row = {"v": SCHEMA_VERSION, "event": type(event).__name__, **dataclasses.asdict(event)}
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        except OSError as error:
+            if not self._warned:
+                self.warn(messages.text("train.log_gap", path=self.path, reason=error.strerror or str(error)))
+                self._warned = True
+        return None
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line; a torn last line counts as after everything."""
+    try:
+        row = json.loads(line)
+        return row.get("step", 0) if row.get("event") != "Finished" else float("inf")
+    except ValueError:
+        return float("inf")

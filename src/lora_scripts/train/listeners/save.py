@@ -1,0 +1,46 @@
+"""A checkpoint at each planned step, and one where a run is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from lora_scripts.events import Command, Event, Finished, Saved, Stepped
+from lora_scripts.train import checkpoint
+
+
+class Save:
+    """Writes checkpoints and removes old ones.
+
+    Args:
+        folder: output_dir/checkpoints.
+        at: steps after which to save.
+        keep: how many stay; None keeps all.
+        capture: returns the state to write.
+        add_files: puts the loadable LoRA of a step into the staged folder.
+        emit: where `Saved` goes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        at: Collection[int],
+        keep: int | None,
+        capture: Callable[[], checkpoint.State],
+        add_files: Callable[[Path, int], None],
+        emit: Callable[[Event], object],
+    ):
+        self.folder, self.at, self.keep = folder, frozenset(at), keep
+        self.capture, self.add_files, self.emit = capture, add_files, emit
+        self.saved = -1
+
+    def __call__(self, event: Event) -> Command | None:
+        """Save after a planned step, or at a stop that fell between two."""
+        planned = isinstance(event, Stepped) and event.step in self.at
+        stopped = isinstance(event, Finished) and event.stopped and event.step > 0
+        if (planned or stopped) and event.step != self.saved:
+            path = checkpoint.write(self.folder, self.capture(), lambda staged: self.add_files(staged, event.step))
+            self.saved = event.step
+            self.emit(Saved(event.step, str(path)))
+            checkpoint.prune(self.folder, self.keep)
+        return None

@@ -1,0 +1,146 @@
+"""From a step's number to its micro-batches: draws, cached pieces, collation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from lora_scripts.contracts import Batch, Draw, Family, Request
+from lora_scripts.data.cache import Cache, entry_key
+from lora_scripts.data.order import Visit, micro_batches, seed_of, steps_of_epoch, visits
+from lora_scripts.data.record import Example
+
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What filling the cache did: entries found, and entries made."""
+
+    reused: int
+    made: int
+
+
+class Loader:
+    """Micro-batches by step number.
+
+    Args:
+        family: draws, requests and collates.
+        examples: what an epoch visits.
+        step_size: visits a step over all processes.
+        batch_size: visits a micro-batch at most.
+    """
+
+    def __init__(
+        self, family: Family, examples: Sequence[Example], cache: Cache, *, seed: int, step_size: int, batch_size: int
+    ):
+        self.family, self.examples, self.cache = family, examples, cache
+        self.seed, self.step_size, self.batch_size = seed, step_size, batch_size
+        self.rank, self.world = 0, 1
+        self.steps_per_epoch = -(-len(visits(examples, 0)) // step_size)
+        self._keys: dict[str, str] = {}
+        self._epoch = lru_cache(maxsize=2)(
+            lambda epoch: steps_of_epoch(self.examples, epoch, self.seed, self.step_size)
+        )
+
+    def __call__(self, step: int) -> list[Batch]:
+        """Return this process's micro-batches of step `step` (from 0)."""
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        chosen = self._epoch(epoch)[inside]
+        parts = micro_batches(chosen, self.examples, self.batch_size, rank=self.rank, world=self.world)
+        return [self.batch(part) for part in parts]
+
+    def held_out(self) -> list[list[Batch]]:
+        """Return every example once, with draws that never change, as steps for a measurement."""
+        chosen = visits(self.examples, -1)
+        parts = micro_batches(chosen, self.examples, self.batch_size, rank=self.rank, world=self.world)
+        return [[self.batch(part)] for part in parts]
+
+    def largest(self) -> list[Batch]:
+        """Return one micro-batch of the largest group, for the rehearsal."""
+        group = max((example.group for example in self.examples), key=_area)
+        members = [i for i, example in enumerate(self.examples) if example.group == group][: self.batch_size]
+        return [self.batch([Visit(i, 0, 0) for i in members])]
+
+    def draw(self, visit: Visit) -> Draw:
+        """Return what a visit is dealt."""
+        example = self.examples[visit.example]
+        seed = seed_of(self.seed, visit.epoch, visit.repeat, example.id, "draw")
+        return self.family.draw(example, random.Random(seed))
+
+    def batch(self, members: Sequence[Visit]) -> Batch:
+        """Collate one micro-batch; its weight is known here, before any forward pass."""
+        import torch
+
+        examples = [self.examples[visit.example] for visit in members]
+        entries = []
+        for example, visit in zip(examples, members, strict=True):
+            entry: dict[str, Any] = {}
+            for request in self.family.requests(example, self.draw(visit)):
+                entry |= self._piece(request)
+            entries.append(entry)
+        weights = torch.tensor([example.weight for example in examples])
+        seeds = [
+            seed_of(self.seed, visit.epoch, visit.repeat, example.id, "noise")
+            for example, visit in zip(examples, members, strict=True)
+        ]
+        return Batch(
+            weight=sum(example.weight for example in examples),
+            weights=weights,
+            tensors=self.family.collate(examples, entries),
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            ids=[example.id for example in examples],
+        )
+
+    def fill(self, epochs: int, *, held_out: bool = False, tell: Callable[[str, int, int], None]) -> Filled:
+        """Make every cache entry that the epochs need, part by part, before the first step.
+
+        Args:
+            epochs: how many will be run; their draws decide which captions and mirrors are needed.
+            held_out: fill for `held_out` instead.
+            tell: called with (part, done, total) as it goes.
+        """
+        wanted: dict[str, Request] = {}
+        for visit in self._all_visits(epochs, held_out):
+            for request in self.family.requests(self.examples[visit.example], self.draw(visit)):
+                wanted.setdefault(self._key(request), request)
+        missing = {key: request for key, request in wanted.items() if not self.cache.has(key)}
+        for part in sorted({request.part for request in missing.values()}):
+            keys = [key for key, request in missing.items() if request.part == part]
+            for start in range(0, len(keys), CHUNK):
+                chunk = keys[start : start + CHUNK]
+                for key, tensors in zip(chunk, self.family.encode([missing[key] for key in chunk]), strict=True):
+                    self.cache.put(key, tensors)
+                tell(part, min(start + CHUNK, len(keys)), len(keys))
+        return Filled(reused=len(wanted) - len(missing), made=len(missing))
+
+    def _all_visits(self, epochs: int, held_out: bool) -> Iterator[Visit]:
+        for epoch in [-1] if held_out else range(epochs):
+            yield from visits(self.examples, epoch)
+
+    def _key(self, request: Request) -> str:
+        if request.part not in self._keys:
+            self._keys[request.part] = self.family.encoder_key(request.part)
+        return entry_key(request.part, self._keys[request.part], request.content)
+
+    def _piece(self, request: Request) -> Any:
+        """Return a cached piece; one that vanished or tore since it was made is made again."""
+        key = self._key(request)
+        try:
+            return self.cache.get(key)
+        except KeyError:
+            tensors = self.family.encode([request])[0]
+            self.cache.put(key, tensors)
+            return tensors
+
+
+def _area(group: Any) -> float:
+    if isinstance(group, tuple):
+        area = 1
+        for side in group:
+            area *= side
+        return area
+    return group if isinstance(group, int | float) else 0

@@ -1,0 +1,42 @@
+"""Which number formats a run uses on this machine: a fixed rule, so that two fresh runs choose alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the frozen base is held, and Accelerate's word for how sums are computed ("no", "bf16", "fp16")."""
+
+    base: torch.dtype
+    mixed: str
+
+
+def multiplies_bf16_fast(device: torch.device) -> bool:
+    """Say whether bf16 matrix products run on their own hardware: a GPU that says so, or a CPU with AVX512-BF16 or AMX."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))
+
+
+def choose(base: str, mixed: str, device: torch.device) -> Precision:
+    """Resolve `base_precision` and `mixed_precision`, either of which may be "auto"."""
+    import torch
+
+    if base == "auto":
+        base = "bf16" if multiplies_bf16_fast(device) else "float32"
+    if mixed == "auto":
+        mixed = "float32" if base == "float32" else base
+    return Precision(getattr(torch, DTYPES[base]), "no" if mixed == "float32" else mixed)
