@@ -1,4 +1,4 @@
-"""Train a LoRA: python train.py --config configs/my_lora_config.yaml"""
+"""Train a LoRA: python train.py --config configs/my_lora_config.yaml."""
 
 import sys
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,12 @@ def test_no_long_files(root: Path) -> None:
     assert len(files) >= FEWEST_FILES
     lengths = {str(path.relative_to(root)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_names_say_what_is_inside(root: Path) -> None:
+    files = python_files(root, "src", "tests", "tools", "bench")
+    assert len(files) >= FEWEST_FILES
+    assert [str(path) for path in files if re.search(r"util|helper|manager|misc|common", path.stem)] == []
 
 
 def test_the_loop_is_short_and_knows_nothing_of_what_it_trains(root: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_scripts import __version__
 from lora_scripts.config.load import load
 
 READMES = ("README.md", "README.zh-CN.md")
@@ -104,6 +105,10 @@ def test_licence_is_whole(root: Path) -> None:
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert len(text) > 11_000
+
+
+def test_changelog_knows_the_version(root: Path) -> None:
+    assert f"## [{__version__}]" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_nothing_tells_where_it_was_made(root: Path, tracked: list[Path]) -> None:

@@ -77,7 +77,9 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _train(prepared: Prepared, folder: RunFolder, names: Mapping[str, str], listeners: Sequence[Any], say: Tell) -> Outcome:
+def _train(
+    prepared: Prepared, folder: RunFolder, names: Mapping[str, str], listeners: Sequence[Any], say: Tell
+) -> Outcome:
     from lora_scripts import assembly, finishing
 
     config = prepared.config

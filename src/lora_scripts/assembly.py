@@ -215,9 +215,7 @@ def _rates(config: RunConfig, parameters: Mapping[str, Any]) -> dict[str, float]
 
 def _loader(prepared: Prepared, family: Family, examples: Sequence[Any], cache: Cache, machine: Machine) -> Loader:
     config, plan = prepared.config, prepared.plan
-    loader = Loader(
-        family, examples, cache, seed=config.seed, step_size=plan.step_size, batch_size=config.batch_size
-    )
+    loader = Loader(family, examples, cache, seed=config.seed, step_size=plan.step_size, batch_size=config.batch_size)
     loader.rank, loader.world = machine.accelerator.process_index, machine.accelerator.num_processes
     return loader
 
@@ -227,7 +225,7 @@ def _wish(prepared: Prepared) -> Wish:
     section = prepared.config.preview
     prompts = section.prompts
     if not prompts:
-        captions = list(dict.fromkeys(example.captions[0] for example in prepared.examples))
+        captions = list(dict.fromkeys(example.title for example in prepared.examples))
         spread = max(1, len(captions) // section.count)
         prompts = tuple(captions[::spread][: section.count])
         trigger = prepared.config.caption.trigger
@@ -235,4 +233,3 @@ def _wish(prepared: Prepared) -> Wish:
     side = prepared.base.sizes(prepared.config.resolution).resolutions[0]
     side = max(prepared.base.multiple, side // prepared.base.multiple * prepared.base.multiple)
     return Wish(prompts, (side, side), section.seed, section.steps, section.guidance)
-

@@ -159,6 +159,13 @@ class Family(Protocol):
     def notes(cls, base: Base, examples: Sequence[Example]) -> Sequence[Note]:
         """What the plan should say about these examples on this base, such as captions whose tokens are cut."""
 
+    @classmethod
+    def skeleton(cls, base: Base) -> Mapping[str, nn.Module]:
+        """Build what `trainable` would return on the meta device: shapes without weights."""
+
+    def weights_hash(self) -> str:
+        """sha256 over the base's weights, however they are stored."""
+
     def trainable(self) -> Mapping[str, nn.Module]:
         """{"unet": ..., "text_encoder": ...}: where low-rank pairs may go."""
 

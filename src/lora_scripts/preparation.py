@@ -55,7 +55,8 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     targets = _targets(config, family)
     reader = registry.load("readers", family.reads)
     scan = reader.read(datasets(config), base.sizes(config.resolution), max_bad_fraction=config.max_bad_fraction)
-    examples, held = list(scan.examples), []
+    examples: list[Example] = list(scan.examples)
+    held: list[Example] = []
     if config.validation.enabled:
         share = config.validation.share
         examples, held = hold_out(examples, share, config.seed)
@@ -88,9 +89,7 @@ def find_base(config: RunConfig) -> Base:
         raise ConfigError("config.family_differs", family=config.family, base=config.base_model, found=base.family)
     said = config.prediction_type
     if said != "auto" and base.prediction_type not in ("", said):
-        raise ConfigError(
-            "config.prediction_differs", value=said, base=config.base_model, found=base.prediction_type
-        )
+        raise ConfigError("config.prediction_differs", value=said, base=config.base_model, found=base.prediction_type)
     if said == "auto" and not base.prediction_type:
         raise ConfigError("config.prediction_unknown", base=config.base_model)
     if said != "auto" and not base.prediction_type:

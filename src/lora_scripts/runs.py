@@ -1,13 +1,13 @@
 """The run folder: who owns it, what it was made from, what state it is in.
 
-    output_dir/
-      pytorch_lora_weights.safetensors   the LoRA for diffusers
-      <name>.safetensors                 the LoRA for the WebUI and ComfyUI
-      run.json                           config, hashes, versions, times, state
-      events.jsonl, train.log            what happened, for programs and for people
-      logs/                              TensorBoard
-      checkpoints/step-N/                everything to resume from, and a loadable LoRA
-      previews/                          pictures of each save; before_after.png
+output_dir/
+  pytorch_lora_weights.safetensors   the LoRA for diffusers
+  <name>.safetensors                 the LoRA for the WebUI and ComfyUI
+  run.json                           config, hashes, versions, times, state
+  events.jsonl, train.log            what happened, for programs and for people
+  logs/                              TensorBoard
+  checkpoints/step-N/                everything to resume from, and a loadable LoRA
+  previews/                          pictures of each save; before_after.png
 """
 
 from __future__ import annotations
@@ -128,4 +128,3 @@ def _owner(path: Path) -> dict[str, Any]:
         return {key: owner[key] for key in ("pid", "host", "since")}
     except (OSError, ValueError, KeyError):
         return {"pid": "?", "host": "?", "since": "?"}
-

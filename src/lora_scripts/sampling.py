@@ -123,9 +123,7 @@ def sample(base: Base, order: Order, out: Path, tell: Callable[[Path], None]) ->
         with applied(family, loras):
             for copy in range(order.count):
                 seed = order.seed + copy
-                picture = family.preview(
-                    [bare], size=size, seed=seed, steps=order.steps, guidance=order.guidance
-                )[0]
+                picture = family.preview([bare], size=size, seed=seed, steps=order.steps, guidance=order.guidance)[0]
                 recipe = _recipe(base, order, bare, loras, seed, size)
                 path = out / f"{number:03d}-{seed}.png"
                 _save(picture, path, recipe)
@@ -176,4 +174,3 @@ def base_for(name: str) -> Base:
     from lora_scripts.config.load import from_mapping
 
     return find_base(from_mapping({"base_model": name, "train_data_dir": ".", "output_dir": "."}))
-

@@ -35,7 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config_arguments.load(arguments) if arguments.config is not None else None
     if arguments.base is None and config is None:
         raise ConfigError("cli.sample.no_base")
-    base = sampling.base_for(arguments.base) if arguments.base is not None else find_base(config)
+    if config is not None and arguments.base is None:
+        base = find_base(config)
+    else:
+        base = sampling.base_for(arguments.base)
     loras = [sampling.parse_lora(value) for value in arguments.lora]
     if config is not None and not loras:
         loras = [sampling.from_run(config)]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_scripts import messages
 from lora_scripts.cli import _config_arguments
+from lora_scripts.cli._console import Console
+
+if TYPE_CHECKING:
+    from lora_scripts.app import Outcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan, train, say where the results are."""
     config = _config_arguments.load(arguments)
-    from lora_scripts.cli._console import Console
+    from lora_scripts import app
+    from lora_scripts.cli import _plan_table
     from lora_scripts.preparation import prepare
+    from lora_scripts.runs import RunFolder
 
     console = Console()
-    from lora_scripts import app
-
-    app.RunFolder(config.output_dir).check()
-    from lora_scripts.cli import _plan_table
-
+    RunFolder(config.output_dir).check()
     prepared = prepare(config, app.processes())
     for line in _plan_table.lines(prepared):
         console.line(line)
@@ -42,9 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _results(console: object, outcome: object) -> None:
+def _results(console: Console, outcome: Outcome) -> None:
     config, base = outcome.prepared.config, outcome.prepared.base
-    name = config.resolved_name
     console.line("")
     picture = outcome.folder / "previews" / "before_after.png"
     if picture.exists():
@@ -54,12 +56,12 @@ def _results(console: object, outcome: object) -> None:
     console.say("cli.result.curves", path=outcome.folder / "logs")
     file = _webui_file(outcome.files)
     if base.webui and file is not None:
-        console.say("cli.result.webui", path=file, line=f"<lora:{name}:0.8>")
+        console.say("cli.result.webui", path=file, line=f"<lora:{config.resolved_name}:0.8>")
     else:
         console.say("cli.result.no_webui", base=config.base_model)
-        prompt = f"{outcome.prepared.examples[0].captions[0]}, <lora:{name}:0.8>"
-        command = f'lora-scripts sample --base {config.base_model} --lora {file or outcome.folder}:0.8 --prompt "{prompt}"'
-        console.line(f"  {command.replace(', <lora:' + name + ':0.8>', '')} --out samples")
+        prompt = outcome.prepared.examples[0].title
+        lora = file or outcome.folder
+        console.line(f'  lora-scripts sample --base {config.base_model} --lora {lora}:0.8 --prompt "{prompt}" --out samples')
 
 
 def _webui_file(files: Mapping[str, Path]) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lora_scripts import registry
-from lora_scripts.config.schema import RunConfig
+from lora_scripts.config.schema import RunConfig, default_choice
 from lora_scripts.errors import ConfigError, Problem
 
 MAX_BYTES = 1 << 20
@@ -76,8 +76,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
 
 def _plain(node: Any, at: tuple[str, ...], file: str, lines: dict[tuple[str, ...], str]) -> Any:
     if isinstance(node, dict):
+        marks: Any = getattr(node, "lc")  # noqa: B009 - ruamel's round-trip mapping knows its lines
         for key in node:
-            lines[(*at, str(key))] = f"{file}:{node.lc.key(key)[0] + 1}"
+            lines[(*at, str(key))] = f"{file}:{marks.key(key)[0] + 1}"
         return {str(key): _plain(value, (*at, str(key)), file, lines) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value, (*at, str(i)), file, lines) for i, value in enumerate(node)]
@@ -155,9 +156,9 @@ def _check_name(kind: str, name: Any, where: str) -> list[Problem]:
 
 
 def _check_choice(key: str, kind: str, value: Any, lines: Mapping, file: str) -> list[Problem]:
-    name = value.get("name") if isinstance(value, dict) else value
-    if name is None:
+    if value is None:
         return []
+    name = value.get("name", default_choice(key)) if isinstance(value, dict) else value
     wrong = _check_name(kind, name, _where((key,), lines, file))
     if wrong or not isinstance(value, dict):
         return wrong

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.config import JsonDict
 
-FREE = {"resume": "free"}
+FREE: JsonDict = {"resume": "free"}
 
 
 class Section(BaseModel):
@@ -104,7 +105,7 @@ def _switch(value: Any) -> Any:
         return {"enabled": value}
     if isinstance(value, str) and value.lower() in ("true", "on", "yes", "false", "off", "no"):
         return {"enabled": value.lower() in ("true", "on", "yes")}
-    return {"enabled": True, **value} if isinstance(value, dict) else value
+    return {"enabled": True, **value} if isinstance(value, dict) and value else value
 
 
 Resolution = Annotated[int, Field(ge=8, le=8192)]
@@ -172,6 +173,14 @@ class RunConfig(Section):
             return ()
         return value if isinstance(value, list | tuple) else (value,)
 
+    @field_validator("optimizer", "schedule", mode="before")
+    @classmethod
+    def _options_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        """Options without a name belong to the default plug-in."""
+        if isinstance(value, dict) and "name" not in value:
+            return {"name": default_choice(info.field_name or ""), **value}
+        return value
+
     @field_validator("lora_alpha", "gradient_accumulation", mode="before")
     @classmethod
     def _auto(cls, value: Any) -> Any:
@@ -231,3 +240,8 @@ def free_keys() -> frozenset[str]:
         for name, field in RunConfig.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("resume") == "free"
     )
+
+
+def default_choice(key: str) -> str:
+    """Return the plug-in a key names by default, such as "adamw" for `optimizer`."""
+    return RunConfig.model_fields[key].default.name

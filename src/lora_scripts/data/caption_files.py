@@ -86,13 +86,13 @@ def assign(dataset: Dataset, pictures: Sequence[str], others: Sequence[str]) -> 
         notes += _table_notes(dataset, table, content.ignored_columns, absent)
         unlisted = [name for name in pictures if name not in rows]
         if unlisted:
-            notes.append(Note("data.unlisted", {"file": table.name, **_examples(unlisted)}))
+            notes.append(Note("data.unlisted", {"file": table.name, **listed(unlisted)}))
     sidecars, passed_over = _sidecars([name for name in pictures if name not in rows], others)
     if passed_over:
-        notes.append(Note("data.sidecars_ignored", {"used": SIDECARS[0], **_examples(passed_over)}))
+        notes.append(Note("data.sidecars_ignored", {"used": SIDECARS[0], **listed(passed_over)}))
     beside_rows = _sidecars(list(rows), others, allow_shared=True)[0] if table is not None else {}
     if table is not None and beside_rows:
-        notes.append(Note("data.sidecars_ignored", {"used": table.name, **_examples(sorted(beside_rows.values()))}))
+        notes.append(Note("data.sidecars_ignored", {"used": table.name, **listed(sorted(beside_rows.values()))}))
     assigned = {name: _assigned(name, rows, table, sidecars, dataset.path) for name in pictures}
     used = {*sidecars.values(), *beside_rows.values(), *passed_over, *({*TABLES} & {*others})}
     if table is not None and table.resolve().is_relative_to(dataset.path.resolve()):
@@ -110,6 +110,12 @@ def source_notes(assigned: Iterable[Assigned]) -> list[Note]:
     notes = [Note("data.captions_from", params) for params in of_kind("table")]
     notes += [Note("data.captions_beside", params) for params in reversed(of_kind("beside"))]
     return notes + [Note("data.captions_from_folder", params) for params in of_kind("folder")]
+
+
+def listed(names: Sequence[str]) -> dict[str, object]:
+    """Return the parameters of a message that counts names and shows the first of them."""
+    shown = ", ".join(names[:SHOWN])
+    return {"count": len(names), "examples": shown + (", ..." if len(names) > SHOWN else "")}
 
 
 def kohya_folder(name: str) -> tuple[str, int, str]:
@@ -183,9 +189,9 @@ def _table_notes(dataset: Dataset, table: Path, ignored: tuple[str, ...], absent
     if ignored:
         notes.append(Note("data.columns_ignored", {"file": table.name, "columns": ", ".join(ignored)}))
     if absent and dataset.missing_pictures == "error":
-        raise DataError("data.absent_pictures", path=table, folder=dataset.path, **_examples(absent))
+        raise DataError("data.absent_pictures", path=table, folder=dataset.path, **listed(absent))
     if absent:
-        notes.append(Note("data.absent_ignored", {"file": table.name, **_examples(absent)}))
+        notes.append(Note("data.absent_ignored", {"file": table.name, **listed(absent)}))
     return notes
 
 
@@ -225,8 +231,3 @@ def _folded(path: PurePosixPath) -> str:
 
 def _same_stem(first: str, second: str) -> bool:
     return PurePosixPath(first).with_suffix("") == PurePosixPath(second).with_suffix("")
-
-
-def _examples(names: Sequence[str]) -> dict[str, object]:
-    shown = ", ".join(names[:SHOWN])
-    return {"count": len(names), "examples": shown + (", ..." if len(names) > SHOWN else "")}

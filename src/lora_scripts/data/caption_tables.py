@@ -114,7 +114,9 @@ def _read_csv(text: str, path: Path) -> Table:
         return Table(())
     delimiter, header = _layout(text, path)
     reader = _csv_reader(text, delimiter)
-    columns = (0, 1) if header is None else (_column(header, FILE_COLUMNS, path), _column(header, CAPTION_COLUMNS, path))
+    columns = (
+        (0, 1) if header is None else (_column(header, FILE_COLUMNS, path), _column(header, CAPTION_COLUMNS, path))
+    )
     expected = 2 if header is None else len(header)
     rows: list[Row] = []
     line, header_pending = 1, header is not None

@@ -223,7 +223,7 @@ def _open(data: bytes, path: Path, max_pixels: int) -> ImageFile.ImageFile:
         raise _damage(error, path) from error
     if image.width * image.height > max_pixels:
         raise _too_many_pixels(image.width * image.height, max_pixels, path)
-    return image  # type: ignore[return-value]
+    return image
 
 
 def _too_many_pixels(pixels: int, max_pixels: int, path: Path) -> DataError:
@@ -380,4 +380,3 @@ def _lab_to_rgb(colour: Image.Image) -> Image.Image:
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.profileToProfile(colour, lab, srgb, outputMode="RGB")  # type: ignore[return-value]
-

@@ -71,9 +71,7 @@ def micro_batches(
     groups: dict[object, list[Visit]] = defaultdict(list)
     for visit in step:
         groups[examples[visit.example].group].append(visit)
-    batches = [
-        members[i : i + batch_size] for members in groups.values() for i in range(0, len(members), batch_size)
-    ]
+    batches = [members[i : i + batch_size] for members in groups.values() for i in range(0, len(members), batch_size)]
     return batches[rank::world]
 
 

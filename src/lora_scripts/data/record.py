@@ -17,13 +17,32 @@ class Example(Protocol):
         group: examples of one group may share a micro-batch (same size).
         repeats: visits an epoch.
         weight: how much one visit counts in the loss.
+        title: what a preview would ask for to get something like it.
     """
 
-    id: str
-    fingerprint: str
-    group: Hashable
-    repeats: int
-    weight: float
+    @property
+    def id(self) -> str:
+        """See above."""
+
+    @property
+    def fingerprint(self) -> str:
+        """See above."""
+
+    @property
+    def group(self) -> Hashable:
+        """See above."""
+
+    @property
+    def repeats(self) -> int:
+        """See above."""
+
+    @property
+    def weight(self) -> float:
+        """See above."""
+
+    @property
+    def title(self) -> str:
+        """See above."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,11 @@ class PictureExample:
     def group(self) -> tuple[int, int]:
         """The bucket: pictures of one size may share a micro-batch."""
         return self.bucket
+
+    @property
+    def title(self) -> str:
+        """The first caption."""
+        return self.captions[0]
 
     @property
     def fingerprint(self) -> str:

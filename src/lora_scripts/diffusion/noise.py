@@ -60,9 +60,7 @@ def target(
     return alpha * noise_BCHW - sigma * clean_BCHW
 
 
-def min_snr_weights(
-    prediction_type: str, alphas_cumprod_T: Tensor, timesteps_B: Tensor, gamma: float
-) -> Tensor:
+def min_snr_weights(prediction_type: str, alphas_cumprod_T: Tensor, timesteps_B: Tensor, gamma: float) -> Tensor:
     """(B,) Min-SNR-gamma weights (arXiv:2303.09556, section 3.4): min(SNR, gamma) over SNR, or over SNR + 1 for v.
 
     At zero terminal SNR the epsilon form is 1, its limit.

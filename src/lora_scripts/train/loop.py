@@ -65,7 +65,8 @@ class Trainer:
         self.optimizer, self.rates, self.factor, self.batches = optimizer, rates, factor, batches
         self.accelerator, self.course, self.emit, self.average = accelerator, course, emit, average
         self.tensors = [p for group in parameters.values() for p in group.values()]
-        self.done, self.epoch_losses = 0, []
+        self.done = 0
+        self.epoch_losses: list[float] = []
 
     def fit(self, rehearsal: Sequence[Batch] = ()) -> Finished:
         """Rehearse the largest batch, then run the steps that are left; a stop is obeyed after a whole step."""
@@ -132,9 +133,7 @@ class Trainer:
         """Add up the processes' gradients, all tensors in one message."""
         if self.accelerator.num_processes == 1:
             return
-        for p in self.tensors:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        flat = self._sum(torch.cat([p.grad.flatten() for p in self.tensors]))
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.tensors]
+        flat = self._sum(torch.cat([gradient.flatten() for gradient in gradients]))
         for p, part in zip(self.tensors, flat.split([p.numel() for p in self.tensors]), strict=True):
-            p.grad.copy_(part.view_as(p))
-
+            p.grad = part.view_as(p)

@@ -52,9 +52,7 @@ def restore(trainer: Trainer, state: State) -> None:
     """
     optimizer = _bare(trainer.optimizer)
     if state.facts["optimizer"] != type(optimizer).__name__:
-        raise CheckpointError(
-            "train.other_optimizer", found=state.facts["optimizer"], wanted=type(optimizer).__name__
-        )
+        raise CheckpointError("train.other_optimizer", found=state.facts["optimizer"], wanted=type(optimizer).__name__)
     named = dict(_named(trainer))
     _check_names(named, state)
     with torch.no_grad():

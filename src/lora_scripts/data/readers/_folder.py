@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from lora_scripts.data.decode import FORMATS, FOREIGN_SUFFIXES, SUFFIXES
+from lora_scripts import messages
+from lora_scripts.data.decode import FOREIGN_SUFFIXES, FORMATS, SUFFIXES
 from lora_scripts.data.record import Dropped
 from lora_scripts.errors import DataError
 
@@ -66,16 +67,13 @@ def no_pictures(root: Path, folder: Folder) -> DataError:
         examples = ", ".join(folder.others[:3])
         return DataError("data.no_pictures", path=root, examples=examples, allowed=", ".join(FORMATS))
     if folder.skipped:
-        reasons = "; ".join(_sentences(folder.skipped[:3]))
-        return DataError("data.all_skipped", path=root, reasons=reasons)
+        return DataError("data.all_skipped", path=root, reasons=sentences(folder.skipped))
     return DataError("data.empty_folder", path=root, allowed=", ".join(FORMATS))
 
 
-def _sentences(dropped: list[Dropped]) -> Iterator[str]:
-    from lora_scripts import messages
-
-    for one in dropped:
-        yield messages.text(one.code, **one.params)
+def sentences(dropped: Sequence[Dropped]) -> str:
+    """Tell the reasons of the first three."""
+    return " ".join(messages.text(one.code, **one.params) for one in dropped[:3])
 
 
 def _sort_in(entry: os.DirEntry[str], name: str, folder: Folder, home: Path) -> list[str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from lora_scripts import messages
 from lora_scripts.data import buckets
-from lora_scripts.data.caption_files import SHOWN, Assigned, assign, source_notes
+from lora_scripts.data.caption_files import Assigned, assign, listed, source_notes
 from lora_scripts.data.decode import decode_bytes, read_bytes, read_header
-from lora_scripts.data.readers._folder import no_pictures, walk
+from lora_scripts.data.readers._folder import no_pictures, sentences, walk
 from lora_scripts.data.record import Dataset, Dropped, Example, Note, PictureExample, Scan, Sizes
 from lora_scripts.errors import ConfigError, DataError
 
@@ -80,7 +81,7 @@ def read(
     for index, (dataset, part) in enumerate(zip(datasets, parts, strict=True)):
         made, unfit = _examples(index, dataset, part, sizes)
         if not made:
-            raise DataError("data.none_usable", path=dataset.path, reasons=_sentences([*part.dropped, *unfit]))
+            raise DataError("data.none_usable", path=dataset.path, reasons=sentences([*part.dropped, *unfit]))
         examples += made
         dropped += unfit
     examples.sort(key=lambda example: example.id)
@@ -88,11 +89,7 @@ def read(
     notes = [*_found_notes(parts), *_picture_notes(parts), *_bucket_notes(examples, sizes)]
     if dropped:
         notes.append(Note("data.dropped", {"count": len(dropped)}))
-    return Scan(_as_examples(examples), found, tuple(dropped), tuple(notes))
-
-
-def _as_examples(examples: Iterable[Example]) -> tuple[Example, ...]:
-    return tuple(examples)
+    return Scan(cast("list[Example]", examples), found, tuple(dropped), tuple(notes))
 
 
 def _read_folder(dataset: Dataset, max_bad_fraction: float, known: Mapping[str, tuple[int, int]]) -> _Part:
@@ -103,14 +100,16 @@ def _read_folder(dataset: Dataset, max_bad_fraction: float, known: Mapping[str, 
     assignment = assign(dataset, folder.pictures, folder.others)
     notes = [*assignment.notes, *_folder_notes(assignment.pictures)]
     names = [name for name in folder.pictures if assignment.pictures[name].repeats > 0]
+    if not names:
+        raise DataError("data.all_folders_off", path=dataset.path)
     results = _decode_all([(name, dataset.path / name) for name in names], known)
     bad = [result for result in results if isinstance(result, Dropped)]
     if len(bad) > max_bad_fraction * len(names):
         counts = {"bad": len(bad), "found": len(names), "allowed": f"{max_bad_fraction:.0%}"}
-        raise DataError("data.too_many_bad", path=dataset.path, **counts, reasons=_sentences(bad))
+        raise DataError("data.too_many_bad", path=dataset.path, **counts, reasons=sentences(bad))
     strays = [name for name in folder.others if name not in assignment.used]
     if strays:
-        notes.append(Note("data.other_files", _listed(strays)))
+        notes.append(Note("data.other_files", listed(strays)))
     pictures = [result for result in results if isinstance(result, _Picture)]
     return _Part(len(folder.pictures), pictures, assignment.pictures, [*folder.skipped, *bad], notes)
 
@@ -129,7 +128,10 @@ def _decode_all(files: Sequence[tuple[str, Path]], known: Mapping[str, tuple[int
     """Decode every picture once, a few at a time, in order."""
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     try:
-        return list(pool.map(lambda file: _decode_one(*file, known), files))
+        # Pillow warns of oddities in metadata that do not touch the pixels, by lines of its own code.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            return list(pool.map(lambda file: _decode_one(file[0], file[1], known), files))
     finally:
         # An interrupt need not wait for the rest of a large folder.
         pool.shutdown(cancel_futures=True)
@@ -191,7 +193,7 @@ def _found_notes(parts: Sequence[_Part]) -> list[Note]:
         notes.append(Note("data.several_captions", {"count": several}))
     empty = [p.name for part in parts for p in part.pictures if not any(part.assigned[p.name].captions)]
     if empty:
-        notes.append(Note("data.without_caption", _listed(empty)))
+        notes.append(Note("data.without_caption", listed(empty)))
     return notes + [note for part in parts for note in part.notes]
 
 
@@ -204,13 +206,13 @@ def _picture_notes(parts: Sequence[_Part]) -> list[Note]:
     same = [" = ".join(names) for names in by_content.values() if len(names) > 1]
     notes = []
     if same:
-        notes.append(Note("data.duplicates", {**_listed(same), "count": len(pictures) - len(by_content)}))
+        notes.append(Note("data.duplicates", {**listed(same), "count": len(pictures) - len(by_content)}))
     animated = [picture.name for picture in pictures if picture.first_of_several]
     if animated:
-        notes.append(Note("data.first_frame", _listed(animated)))
+        notes.append(Note("data.first_frame", listed(animated)))
     unprofiled = [picture.name for picture in pictures if picture.profile_ignored]
     if unprofiled:
-        notes.append(Note("data.profile_ignored", _listed(unprofiled)))
+        notes.append(Note("data.profile_ignored", listed(unprofiled)))
     return notes
 
 
@@ -218,28 +220,18 @@ def _bucket_notes(examples: Sequence[PictureExample], sizes: Sizes) -> list[Note
     """Say into which buckets the pictures go, which are small, and which lose much to the crop."""
     counts = Counter(example.bucket for example in examples)
     shown = [f"{w}x{h}: {n}" for (w, h), n in counts.most_common(_SHOWN_BUCKETS)]
-    listed = ", ".join(shown) + (", ..." if len(counts) > _SHOWN_BUCKETS else "")
-    notes = [Note("data.buckets", {"count": len(counts), "buckets": listed})]
+    rest = ["..."] if len(counts) > _SHOWN_BUCKETS else []
+    notes = [Note("data.buckets", {"count": len(counts), "buckets": ", ".join(shown + rest)})]
     for resolution in sizes.resolutions:
         small = {example.id.rpartition("@")[0] for example in examples if _area(example.size) < resolution**2}
         if small:
             names = [name.partition("/")[2] for name in sorted(small)]
-            notes.append(Note("data.smaller", {**_listed(names), "resolution": resolution}))
+            notes.append(Note("data.smaller", {**listed(names), "resolution": resolution}))
     cropped = [example.id for example in examples if buckets.kept(example.size, example.bucket) < _NOTED_CROP]
     if cropped:
-        notes.append(Note("data.cropped", _listed([example.partition("/")[2] for example in cropped])))
+        notes.append(Note("data.cropped", listed([example.partition("/")[2] for example in cropped])))
     return notes
 
 
 def _area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
-
-
-def _listed(names: Sequence[str]) -> dict[str, object]:
-    shown = ", ".join(names[:SHOWN])
-    return {"count": len(names), "examples": shown + (", ..." if len(names) > SHOWN else "")}
-
-
-def _sentences(dropped: Sequence[Dropped]) -> str:
-    """Tell the reasons of the first three."""
-    return "; ".join(messages.text(one.code, **one.params) for one in dropped[:3])

@@ -78,7 +78,9 @@ class Stage:
         for parameter, average in zip(self.parameters, self.average, strict=True):
             parameter.data.copy_(average)
 
-    def run(self, total: int, one_step: Callable[[], torch.Tensor], factor: Callable[[int], float], *, log: Path) -> None:
+    def run(
+        self, total: int, one_step: Callable[[], torch.Tensor], factor: Callable[[int], float], *, log: Path
+    ) -> None:
         """Train until `total` steps, logging the mean loss of each 100 and saving every 250."""
         running: list[float] = []
         while self.step < total and not self.stop:

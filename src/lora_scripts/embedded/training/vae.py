@@ -80,7 +80,9 @@ def cache_latents(work: Path) -> None:
     mean, deviation, error = torch.cat(means), torch.cat(deviations), torch.cat(errors)
     decibels = -10 * error.log10()
     scale = 1 / float((mean.var() + deviation.square().mean()).sqrt())
-    save_file({"mean": mean, "deviation": deviation, "scaling_factor": torch.tensor(scale)}, work / "latents.safetensors")
+    save_file(
+        {"mean": mean, "deviation": deviation, "scaling_factor": torch.tensor(scale)}, work / "latents.safetensors"
+    )
     for style in sorted({r["style"] for r in rows}):
         keep = torch.tensor([r["style"] == style for r in rows])
         print(f"{style}: {decibels[keep].mean():.2f} dB")

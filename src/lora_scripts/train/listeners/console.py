@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts import messages, units
 from lora_scripts.events import Advised, Command, EpochEnded, Evaluated, Event, Finished, Saved, Started, Stepped
@@ -25,8 +25,8 @@ class Progress:
         self.console = console
         self.total = self.epochs = self.first = 0
         self.started = 0.0
-        self.bar = None
-        self.task = None
+        self.bar: Any = None
+        self.task: Any = None
 
     def __call__(self, event: Event) -> Command | None:
         """Show one event."""

@@ -1,0 +1,85 @@
+"""A family of one linear layer on vectors: enough for the loop, which must not know better."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lora_scripts.contracts import Batch, Draw, Loss, Request
+
+WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Vector:
+    id: str
+    group: int = 0
+    repeats: int = 1
+    weight: float = 1.0
+    fingerprint: str = ""
+
+
+class ToyFamily:
+    """y = W x + noise; examples are seeded by their id."""
+
+    def __init__(self, dtype=torch.float64, dropout: float = 0.0):
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(WIDTH, WIDTH, dtype=dtype)
+        self.dropout = torch.nn.Dropout(dropout)
+        self.encoded: list[str] = []
+
+    def trainable(self):
+        return {"layer": self.layer}
+
+    def encoder_key(self, part: str) -> str:
+        return f"toy {part}"
+
+    def draw(self, example: Vector, random) -> Draw:
+        return Draw(caption=example.id, flip=random.random() < 0.5)
+
+    def requests(self, example: Vector, draw: Draw) -> Sequence[Request]:
+        content = hashlib.sha256(f"{example.id}{draw.flip}".encode()).hexdigest()
+        return [Request("vectors", content, (example.id, draw.flip))]
+
+    def encode(self, requests: Sequence[Request]):
+        self.encoded += [request.content for request in requests]
+        return [{"x": self._vector(*request.payload)} for request in requests]
+
+    def _vector(self, name: str, flip: bool) -> torch.Tensor:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        x = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+        return x.flip(0) if flip else x
+
+    def collate(self, examples, entries):
+        return {"x": torch.stack([entry["x"] for entry in entries])}
+
+
+class ToyObjective:
+    """Predict the reversed vector from a noisy one, weighted by row."""
+
+    def __init__(self, broken_at: int = -1):
+        self.calls, self.broken_at = 0, broken_at
+
+    def loss(self, family: ToyFamily, batch: Batch, *, quantile: float | None = None) -> Loss:
+        x = batch.tensors["x"].to(family.layer.weight.dtype)
+        noise = torch.stack([torch.randn(WIDTH, generator=generator) for generator in batch.generators]).to(x)
+        made = family.dropout(family.layer(x + 0.1 * noise))
+        rows = (made - x.flip(1)).square().mean(dim=1)
+        self.calls += 1
+        if self.calls == self.broken_at:
+            rows = rows * float("nan")
+        return Loss((rows * batch.weights.to(rows)).sum())
+
+
+def accelerator(scaler=None):
+    """What the loop needs of Accelerate, from the real thing."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+def vectors(count: int, groups: int = 1) -> list[Vector]:
+    return [Vector(f"v{i}", i % groups, weight=1.0 + i % 3) for i in range(count)]
