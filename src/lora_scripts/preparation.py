@@ -109,7 +109,7 @@ def resolve_base(name: str) -> Path:
             raise BaseModelError("base.no_embedded", name=name, known=", ".join(embedded.names()))
         return folder
     path = Path(name).expanduser()
-    if path.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix == ".safetensors":
+    if path.exists() or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix == ".safetensors"):
         return path
     siblings = sorted(p.name for p in path.parent.iterdir())[:5] if path.parent.is_dir() else []
     raise BaseModelError("base.not_found", path=name, known=", ".join(siblings) or "-")

@@ -113,8 +113,9 @@ def _lock(handle: int) -> bool:
     except ImportError:
         import msvcrt
 
+        windows: Any = msvcrt
         try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            windows.locking(handle, windows.LK_NBLCK, 1)
         except OSError:
             return False
     except OSError:

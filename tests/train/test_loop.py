@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.train.toy import ToyFamily, ToyObjective, accelerator, vectors
 
 from lora_scripts.data.cache import Cache
 from lora_scripts.errors import NumericsError
@@ -14,6 +13,7 @@ from lora_scripts.train.averaging import Average
 from lora_scripts.train.hub import Hub
 from lora_scripts.train.loader import Loader
 from lora_scripts.train.loop import Course, Trainer
+from tests.train.toy import ToyFamily, ToyObjective, accelerator, vectors
 
 
 def build(folder, *, batch_size=4, groups=1, total=10, dropout=0.0, average=None, objective=None, dtype=torch.float64):
@@ -104,7 +104,7 @@ def test_restoring_less_than_everything_gives_other_bits(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_examples(tmp_path):
-    trainer, events, _ = build(tmp_path, batch_size=2, objective=ToyObjective(broken_at=7))
+    trainer, _, _ = build(tmp_path, batch_size=2, objective=ToyObjective(broken_at=7))
     for step in range(3):
         trainer.step(trainer.batches(step))
     before = weights(trainer).clone()

@@ -19,7 +19,7 @@ def lines(prepared: Prepared) -> Iterator[str]:
     for note in prepared.notes:
         yield text(note.code, **note.params)
     for dropped in scan.dropped[:MAX_DROPPED]:
-        yield text("cli.plan.dropped", path=dropped.path, reason=text(dropped.code, **dropped.params))
+        yield text("cli.plan.dropped", reason=text(dropped.code, **dropped.params))
     if len(scan.dropped) > MAX_DROPPED:
         yield text("cli.plan.more_dropped", count=len(scan.dropped) - MAX_DROPPED)
     if prepared.held:

@@ -61,7 +61,9 @@ def _results(console: Console, outcome: Outcome) -> None:
         console.say("cli.result.no_webui", base=config.base_model)
         prompt = outcome.prepared.examples[0].title
         lora = file or outcome.folder
-        console.line(f'  lora-scripts sample --base {config.base_model} --lora {lora}:0.8 --prompt "{prompt}" --out samples')
+        console.line(
+            f'  lora-scripts sample --base {config.base_model} --lora {lora}:0.8 --prompt "{prompt}" --out samples'
+        )
 
 
 def _webui_file(files: Mapping[str, Path]) -> Path | None:

@@ -67,7 +67,8 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     except UnicodeDecodeError as error:
         start = min(error.start, len(data) - 1)
         place = {"path": path, "byte": f"0x{data[start]:02x}", "position": start}
-        raise DataError("data.encoding", **place, encoding=encoding, guess=_guess(data)) from error
+        named = encoding.upper().removesuffix("-SIG")
+        raise DataError("data.encoding", **place, encoding=named, guess=_guess(data)) from error
     if "\0" in text:
         raise DataError("data.text_nul", path=path, position=text.index("\0"))
     return text

@@ -20,7 +20,7 @@ class Precision:
 
 
 def multiplies_bf16_fast(device: torch.device) -> bool:
-    """Say whether bf16 matrix products run on their own hardware: a GPU that says so, or a CPU with AVX512-BF16 or AMX."""
+    """Say whether bf16 products have hardware: a GPU that says so, or a CPU with AVX512-BF16 or AMX."""
     import torch
 
     if device.type == "cuda":

@@ -58,18 +58,8 @@ def restore(trainer: Trainer, state: State) -> None:
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(state.tensors[f"weight/{name}"])
-    moments: dict[str, dict[str, Any]] = {}
-    for key, tensor in state.tensors.items():
-        kind, _, rest = key.partition("/")
-        if kind == "optimizer":
-            slot, _, name = rest.partition("/")
-            device = tensor.device if slot == "step" else named[name].device
-            moments.setdefault(name, {})[slot] = tensor.to(device)
-    for key, value in state.facts["optimizer_scalars"].items():
-        slot, _, name = key.partition("/")
-        moments.setdefault(name, {})[slot] = value
     optimizer.state.clear()
-    for name, slots in moments.items():
+    for name, slots in _moments(state, named).items():
         optimizer.state[named[name]] = slots
     for group, facts in zip(optimizer.param_groups, state.facts["optimizer_groups"], strict=True):
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
@@ -79,6 +69,21 @@ def restore(trainer: Trainer, state: State) -> None:
     if trainer.accelerator.scaler is not None and state.facts["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state.facts["scaler"])
     trainer.done, trainer.epoch_losses = state.step, list(state.facts["epoch_losses"])
+
+
+def _moments(state: State, named: Mapping[str, torch.nn.Parameter]) -> dict[str, dict[str, Any]]:
+    """Return the optimizer's slots by parameter name; step counts stay where they were, on the CPU."""
+    moments: dict[str, dict[str, Any]] = {}
+    for key, tensor in state.tensors.items():
+        kind, _, rest = key.partition("/")
+        slot, _, name = rest.partition("/")
+        if kind == "optimizer":
+            device = tensor.device if slot == "step" else named[name].device
+            moments.setdefault(name, {})[slot] = tensor.to(device)
+    for key, value in state.facts["optimizer_scalars"].items():
+        slot, _, name = key.partition("/")
+        moments.setdefault(name, {})[slot] = value
+    return moments
 
 
 def _named(trainer: Trainer) -> list[tuple[str, torch.nn.Parameter]]:

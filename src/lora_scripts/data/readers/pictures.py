@@ -221,7 +221,7 @@ def _bucket_notes(examples: Sequence[PictureExample], sizes: Sizes) -> list[Note
     counts = Counter(example.bucket for example in examples)
     shown = [f"{w}x{h}: {n}" for (w, h), n in counts.most_common(_SHOWN_BUCKETS)]
     rest = ["..."] if len(counts) > _SHOWN_BUCKETS else []
-    notes = [Note("data.buckets", {"count": len(counts), "buckets": ", ".join(shown + rest)})]
+    notes = [Note("data.sizes", {"count": len(counts), "buckets": ", ".join(shown + rest)})]
     for resolution in sizes.resolutions:
         small = {example.id.rpartition("@")[0] for example in examples if _area(example.size) < resolution**2}
         if small:

@@ -25,9 +25,9 @@ def main() -> None:
 
         prepare(arguments.tarballs, arguments.work)
     elif arguments.stage == "vae":
-        from .vae import train
+        from .vae import train as train_vae
 
-        train(arguments.work, arguments.steps or 3600)
+        train_vae(arguments.work, arguments.steps or 3600)
     elif arguments.stage == "latents":
         from .vae import cache_latents
 

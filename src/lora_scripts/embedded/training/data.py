@@ -51,8 +51,7 @@ class Emoji:
 
 def load_emojis(tarballs: Path) -> list[Emoji]:
     """Return the gallery's emojis in emoji.json's order; `is_concept` marks what the model learns."""
-    with tarfile.open(tarballs / NOTO) as archive:
-        rows = json.load(archive.extractfile("package/emoji.json"))
+    rows = json.loads(_members(tarballs / NOTO, "package/emoji.json")["emoji.json"])
     return [
         Emoji(
             name=row["name"].lower(),
@@ -107,9 +106,9 @@ def _slug(codepoints: str) -> str | None:
 def _members(path: Path, prefix: str) -> dict[str, bytes]:
     with tarfile.open(path) as archive:
         return {
-            Path(member.name).name: archive.extractfile(member).read()
+            Path(member.name).name: file.read()
             for member in archive
-            if member.isfile() and member.name.startswith(prefix)
+            if member.isfile() and member.name.startswith(prefix) and (file := archive.extractfile(member))
         }
 
 

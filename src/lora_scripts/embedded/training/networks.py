@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 MAX_TOKENS = 24
@@ -96,13 +97,13 @@ def train_tokenizer(texts: list[str], folder: Path):
     words: Counter[tuple[str, ...]] = Counter()
     for text in texts:
         for word in text.lower().replace(",", " , ").replace("-", " - ").split():
-            letters = [encode[b] for b in word.encode()]
-            words[(*letters[:-1], letters[-1] + "</w>")] += 1
+            spelled = [encode[b] for b in word.encode()]
+            words[(*spelled[:-1], spelled[-1] + "</w>")] += 1
     merges: list[tuple[str, str]] = []
     while len(merges) < VOCABULARY_MERGES:
         pairs: Counter[tuple[str, str]] = Counter()
-        for word, count in words.items():
-            for pair in zip(word, word[1:], strict=False):
+        for letters, count in words.items():
+            for pair in pairwise(letters):
                 pairs[pair] += count
         if not pairs:
             break
@@ -110,9 +111,9 @@ def train_tokenizer(texts: list[str], folder: Path):
         merges.append(best)
         vocabulary.append("".join(best))
         merged_words: Counter[tuple[str, ...]] = Counter()
-        for word, count in words.items():
+        for letters, count in words.items():
             merged: list[str] = []
-            for symbol in word:
+            for symbol in letters:
                 if merged and (merged[-1], symbol) == best:
                     merged[-1] += symbol
                 else:

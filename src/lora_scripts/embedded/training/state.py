@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 
 class Stage:
-    """Models, their averages and one AdamW, with a step count; draws are seeded by the step, so no random state is kept.
+    """Models, their averages and one AdamW, with a step count; draws are seeded by it, so no random state is kept.
 
     Args:
         path: where the state lies; an existing file is continued.

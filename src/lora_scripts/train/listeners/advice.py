@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 
 from lora_scripts.events import Advised, Command, Evaluated, Event, Stepped
@@ -53,7 +54,7 @@ class Advice:
     def _held_out(self, event: Evaluated) -> None:
         self.held.append(event.loss)
         tail = self.held[-RISES - 1 :]
-        if len(tail) == RISES + 1 and all(a < b for a, b in zip(tail, tail[1:], strict=False)):
+        if len(tail) == RISES + 1 and all(a < b for a, b in pairwise(tail)):
             self._say(event.step, "train.advice_rising", times=RISES, first=f"{tail[0]:.4g}", last=f"{tail[-1]:.4g}")
 
     def _say(self, step: int, code: str, **params: object) -> None:

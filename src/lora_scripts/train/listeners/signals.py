@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from lora_scripts.events import Command, Event, Finished, Started, Stepped
 
@@ -18,7 +19,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.exit_code = 0
-        self._old: dict[int, object] = {}
+        self._old: dict[int, Any] = {}
 
     def __call__(self, event: Event) -> Command | None:
         """Install, ask to stop, restore."""
