@@ -84,6 +84,7 @@ def build(prepared: Prepared, family: Family, machine: Machine, cache: Cache, ba
     """Put the parts together; nothing has been trained or resumed yet."""
     config, plan = prepared.config, prepared.plan
     torch.manual_seed(config.seed)
+    family.train_components(tuple(prepared.targets))
     modules = {name: module for name, module in family.trainable().items() if name in prepared.targets}
     injected = inject(
         modules,
@@ -135,7 +136,7 @@ def resume(run: Run, folder: RunFolder, say: Any) -> None:
         more = run.held.fill(1, held_out=True, tell=progress)
         reused, made = reused + more.reused, made + more.made
     say("train.cache", reused=reused, made=made)
-    run.family.release_encoders(("latents", "text"))
+    run.family.release_encoders()
     found = checkpoint.load_newest(folder.checkpoints, lambda code, params: say(code, **params))
     if found is not None:
         state.restore(run.trainer, found)

@@ -144,8 +144,11 @@ class Family(Protocol):
     base: Base
 
     @classmethod
-    def recognise(cls, path: Path) -> Base | None:
+    def recognise(cls, path: Path, said: str = "") -> Base | None:
         """Return what `path` is, or None where it is not of this family. Imports no torch; reads headers only.
+
+        Args:
+            said: the prediction type that the config states, for files that leave it open.
 
         Raises:
             BaseModelError: it is of this family but broken, unsafe or not supported.
@@ -181,8 +184,11 @@ class Family(Protocol):
     def encode(self, requests: Sequence[Request]) -> Sequence[Mapping[str, Tensor]]:
         """Do the frozen work of requests of one part: tensors on the CPU, without a batch dimension."""
 
-    def release_encoders(self, parts: Sequence[str]) -> None:
-        """Let go of encoders that are no longer needed; previews load them again."""
+    def train_components(self, components: Sequence[str]) -> None:
+        """Learn which components carry pairs, before anything is encoded."""
+
+    def release_encoders(self) -> None:
+        """Let go of frozen encoders once their outputs are cached; previews load them again."""
 
     def collate(self, examples: Sequence[Example], entries: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """Stack rows of one group; `entries[i]` holds the tensors of all of example i's requests."""

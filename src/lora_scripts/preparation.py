@@ -80,7 +80,7 @@ def find_base(config: RunConfig) -> Base:
     path = resolve_base(config.base_model)
     base = None
     for name in registry.names("families"):
-        base = registry.load("families", name).plugin.recognise(path)
+        base = registry.load("families", name).plugin.recognise(path, "" if config.prediction_type == "auto" else config.prediction_type)
         if base is not None:
             break
     if base is None:

@@ -1,9 +1,9 @@
 """Which tool wrote a LoRA file, told from the names in its header alone.
 
-    kohya       lora_unet_<flat>.lora_down.weight, .lora_up.weight, .alpha
-    diffusers   unet.<path>.lora_A.weight, and the older .lora.down.weight, .processor.to_q_lora.down.weight,
-                .lora_linear_layer.down.weight; also without "unet." in front
-    peft        base_model.model.<path>.lora_A.weight, in a folder with adapter_config.json
+kohya       lora_unet_<flat>.lora_down.weight, .lora_up.weight, .alpha
+diffusers   unet.<path>.lora_A.weight, and the older .lora.down.weight, .processor.to_q_lora.down.weight,
+            .lora_linear_layer.down.weight; also without "unet." in front
+peft        base_model.model.<path>.lora_A.weight, in a folder with adapter_config.json
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ _OTHER_FAMILIES = {
 }
 _LORA_MARK = re.compile(r"lora_|\.lora\.|_lora\.|hada_|lokr_|\.oft_")
 
-_KOHYA = re.compile(r"lora_(?P<component>unet|te1?)_(?P<module>[^.]+)\.(?P<role>lora_down\.weight|lora_up\.weight|alpha)")
+_KOHYA = re.compile(
+    r"lora_(?P<component>unet|te1?)_(?P<module>[^.]+)\.(?P<role>lora_down\.weight|lora_up\.weight|alpha)"
+)
 _PATH = re.compile(
     r"(?P<prefix>unet\.|text_encoder\.|base_model\.model\.)?(?P<module>.+?)"
     r"(\.(?P<now>lora_A|lora_B)(\.default)?\.weight"

@@ -1,0 +1,298 @@
+"""Stable Diffusion 1.x and 2.x (arXiv:2112.10752), and any model of its shape, such as the embedded one.
+
+Shapes: B = batch, C = channels, H, W = latent height and width, L = text positions, D = text width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lora_scripts.contracts import Base, Batch, Draw, Placement, Request
+from lora_scripts.data import captions, decode
+from lora_scripts.data.record import Note, PictureExample
+from lora_scripts.errors import DataError
+from lora_scripts.families import _attention, _folder, _single_file, _tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+_TRANSFORMER = r".*\.attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\."
+_RESNETS = (
+    r".*\.resnets\.\d+\.(conv1|conv2|time_emb_proj|conv_shortcut)",
+    r".*\.(downsamplers|upsamplers)\.0\.conv",
+)
+_TEXT_ATTENTION = r"(text_model\.)?encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+_TEXT_MLP = r"(text_model\.)?encoder\.layers\.\d+\.mlp\.(fc1|fc2)"
+_UNET_ATTENTION = r".*\.transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+_UNET_KOHYA = _TRANSFORMER + r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2)))"
+
+
+class StableDiffusion:
+    """See `contracts.Family` and `contracts.Denoiser`."""
+
+    name: ClassVar[str] = "sd"
+    reads: ClassVar[str] = "pictures"
+    objectives: ClassVar[tuple[str, ...]] = ("denoise",)
+    default_preset: ClassVar[str] = "kohya"
+    target_presets: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+        "attention": {"unet": (_UNET_ATTENTION,), "text_encoder": (_TEXT_ATTENTION,)},
+        "kohya": {"unet": (_UNET_KOHYA,), "text_encoder": (_TEXT_ATTENTION, _TEXT_MLP)},
+        "kohya+conv": {"unet": (_UNET_KOHYA, *_RESNETS), "text_encoder": (_TEXT_ATTENTION, _TEXT_MLP)},
+    }
+
+    def __init__(self, base: Base, placement: Placement, unet: Any, scheduler: Any):
+        self.base, self.placement = base, placement
+        self.unet, self.scheduler = unet, scheduler
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
+        self.prediction_type = base.prediction_type
+        self.text_trains = False
+        self._vae: Any = None
+        self._text_encoder: Any = None
+        self._tokenizer: Any = None
+        config = _parts(base).vae_config(base)
+        self._scaling, self._shift = config["scaling_factor"], config.get("shift_factor") or 0.0
+
+    @classmethod
+    def recognise(cls, path: Path, said: str = "") -> Base | None:
+        """Return what `path` is: a diffusers folder, a hub id, or one file in the original layout."""
+        if path.is_file():
+            return _single_file.recognise(path, said)
+        return _folder.recognise(path)
+
+    @classmethod
+    def notes(cls, base: Base, examples: Sequence[PictureExample]) -> list[Note]:
+        """Say how many captions are longer than the text encoder reads, and which is the longest."""
+        return _tokens.notes(_parts(base).tokenizer_folder(base), base.max_tokens, examples)
+
+    @classmethod
+    def skeleton(cls, base: Base) -> Mapping[str, nn.Module]:
+        """Build UNet and text encoder without weights."""
+        import torch
+
+        with torch.device("meta"):
+            return _parts(base).skeleton(base)
+
+    @classmethod
+    def load(cls, base: Base, placement: Placement) -> StableDiffusion:
+        """Load the UNet and the scheduler; encoders come when they are needed."""
+        parts = _parts(base)
+        unet = parts.unet(base, placement.base_dtype).to(placement.device).requires_grad_(False)
+        if placement.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+            unet.train()
+        scheduler = parts.scheduler(base)
+        return cls(base, placement, unet, scheduler)
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, loaded when first asked for."""
+        if self._vae is None:
+            vae = _parts(self.base).vae(self.base, self.placement.encoder_dtype)
+            self._vae = vae.to(self.placement.device).requires_grad_(False).eval()
+        return self._vae
+
+    @property
+    def text_encoder(self) -> Any:
+        """The text encoder, loaded when first asked for."""
+        if self._text_encoder is None:
+            encoder = _parts(self.base).text_encoder(self.base, self.placement.encoder_dtype)
+            self._text_encoder = encoder.to(self.placement.device).requires_grad_(False).eval()
+        return self._text_encoder
+
+    @property
+    def tokenizer(self) -> Any:
+        """The CLIP tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = _parts(self.base).tokenizer(self.base)
+        return self._tokenizer
+
+    def weights_hash(self) -> str:
+        """sha256 over the bytes of the base's weight files, in the order of their names."""
+        return _parts(self.base).weights_hash(self.base)
+
+    def trainable(self) -> Mapping[str, nn.Module]:
+        """The UNet and the text encoder."""
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def train_components(self, components: Sequence[str]) -> None:
+        """Learn which components carry pairs: a text encoder that trains runs in every step, uncached."""
+        self.text_trains = "text_encoder" in components
+
+    def encoder_key(self, part: str) -> str:
+        """sha256 over weights, number format and settings of the VAE's encoder or of the text encoder."""
+        if part == "latents":
+            modules = [self.vae.encoder] + ([self.vae.quant_conv] if self.vae.quant_conv is not None else [])
+            return _module_hash(modules, "vae")
+        if self.text_trains:
+            return _tokens.folder_hash(_parts(self.base).tokenizer_folder(self.base))
+        files = _tokens.folder_hash(_parts(self.base).tokenizer_folder(self.base))
+        return _module_hash([self.text_encoder], files)
+
+    def draw(self, example: PictureExample, random: Random) -> Draw:
+        """Deal caption and mirror by the example's rules."""
+        caption, flip = captions.draw(example.captions, example.caption_rules, random, example.flip)
+        return Draw(caption, flip)
+
+    def requests(self, example: PictureExample, draw: Draw) -> list[Request]:
+        """The picture's latents at this crop and mirror, and the caption's states (or tokens, if those train)."""
+        crop = decode.crop_box(example.size, example.bucket)
+        content = _sha(example.sha256, crop, example.bucket, draw.flip)
+        caption = _sha(draw.caption, self.base.max_tokens, self.text_trains)
+        return [
+            Request("latents", content, (example, draw.flip)),
+            Request("text", caption, draw.caption),
+        ]
+
+    def encode(self, requests: Sequence[Request]) -> list[Mapping[str, Tensor]]:
+        """Run the VAE or the text encoder, one row at a time: a row's bits must not depend on its neighbours."""
+        kinds = {"latents": self._encode_picture, "text": self._encode_caption}
+        return [kinds[request.part](request.payload) for request in requests]
+
+    def _encode_picture(self, payload: tuple[PictureExample, bool]) -> Mapping[str, Tensor]:
+        import numpy as np
+        import torch
+
+        example, flip = payload
+        picture = decode.fit(decode.decode(example.path, sha256=example.sha256), example.bucket)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+        pixels = pixels.flip(-1) if flip else pixels
+        with torch.no_grad():
+            posterior = self.vae.encode(pixels[None].to(self.vae.device, self.vae.dtype)).latent_dist
+        mean, deviation = posterior.mean[0].float().cpu(), posterior.std[0].float().cpu()
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
+            raise DataError("base.latents_not_finite", path=example.path)
+        return {"mean": mean, "deviation": deviation}
+
+    def _encode_caption(self, caption: str) -> Mapping[str, Tensor]:
+        import torch
+
+        ids = _tokens.ids(self.tokenizer, caption, self.base.max_tokens)
+        if self.text_trains:
+            return {"ids": ids}
+        with torch.no_grad():
+            states = self.text_encoder(ids[None].to(self.text_encoder.device)).last_hidden_state
+        return {"states": states[0].float().cpu()}
+
+    def release_encoders(self) -> None:
+        """Let go of the VAE, and of a text encoder that does not train; previews load them again."""
+        self._vae = None
+        if not self.text_trains:
+            self._text_encoder = None
+
+    def collate(self, examples: Sequence[PictureExample], entries: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Stack mean and deviation (B, C, H, W) and states (B, L, D) or ids (B, L)."""
+        import torch
+
+        return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
+
+    def latents(self, batch: Batch) -> Tensor:
+        """(B, C, H, W) float32: the posterior sampled from each row's generator, scaled."""
+        import torch
+
+        mean, deviation = batch.tensors["mean"], batch.tensors["deviation"]
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in batch.generators])
+        latents = (mean + deviation * noise - self._shift) * self._scaling
+        return latents.to(self.placement.device)
+
+    def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
+        """(B, C, H, W): the UNet's output."""
+        if self.text_trains:
+            states = self.text_encoder(batch.tensors["ids"].to(self.placement.device)).last_hidden_state
+        else:
+            states = batch.tensors["states"].to(self.placement.device)
+        dtype = self.unet.dtype
+        with self._attention(noisy_BCHW):
+            return self.unet(noisy_BCHW.to(dtype), timesteps_B, states.to(dtype)).sample
+
+    def _attention(self, latents_BCHW: Tensor) -> Any:
+        heads = self.unet.config.num_attention_heads or self.unet.config.attention_head_dim
+        heads = heads[0] if isinstance(heads, list | tuple) else heads
+        width = self.unet.config.block_out_channels[0] // heads
+        positions = latents_BCHW.shape[-1] * latents_BCHW.shape[-2]
+        return _attention.chosen(self.placement.attention, self.placement.device, positions, width)
+
+    def preview(
+        self,
+        prompts: Sequence[str],
+        *,
+        size: tuple[int, int],
+        seed: int,
+        steps: int,
+        guidance: float,
+    ) -> list[Image]:
+        """One picture a prompt by the base's own scheduler; row i starts from seed + i. Leaves no trace in the run."""
+        import torch
+
+        modules = (self.unet, self.text_encoder)
+        training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        state = torch.get_rng_state()
+        pipeline = self.pipeline()
+        made = []
+        dtype = self.unet.dtype
+        with torch.no_grad(), torch.autocast(self.placement.device.type, dtype, enabled=dtype != torch.float32):
+            for number, prompt in enumerate(prompts):
+                generator = torch.Generator().manual_seed(seed + number)
+                output = pipeline(
+                    prompt,
+                    width=size[0],
+                    height=size[1],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=generator,
+                )
+                made.append(output.images[0])
+        torch.set_rng_state(state)
+        for module, was in zip(modules, training, strict=True):
+            module.train(was)
+        self.release_encoders()
+        return made
+
+    def pipeline(self) -> Any:
+        """A diffusers pipeline over the live modules."""
+        import copy
+
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=copy.deepcopy(self.scheduler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def _parts(base: Base) -> Any:
+    """The module that knows how this base is stored."""
+    return _single_file if base.path.is_file() else _folder
+
+
+def _sha(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def _module_hash(modules: Sequence[nn.Module], settings: str) -> str:
+    """sha256 over the bytes of all weights, by name, and what else decides the result."""
+    import torch
+
+    digest = hashlib.sha256(settings.encode())
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+plugin = StableDiffusion
