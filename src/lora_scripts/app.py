@@ -115,7 +115,7 @@ def _train(
     folder.write_record(record)
     run = assembly.build(prepared, family, machine, Cache(cache_folder(config)), base_hash)
     assembly.resume(run, folder, say)
-    hub = assembly.listen(run, folder, files, listeners, say)
+    hub = assembly.listen(run, folder, listeners, say)
     try:
         finished = run.trainer.fit(run.loader.largest())
         if not finished.stopped:

@@ -144,53 +144,57 @@ def resume(run: Run, folder: RunFolder, say: Any) -> None:
         say("train.resuming", step=found.step, total=run.prepared.plan.steps)
 
 
-def listen(run: Run, folder: RunFolder, files: Mapping[str, Path], more: Sequence[Any], say: Any) -> Hub:
-    """Connect the listeners; the order is the order they hear."""
-    config, plan = run.prepared.config, run.prepared.plan
+def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
+    """Connect the listeners in the order they hear: those who write down, those who measure, those who save."""
     step = run.trainer.done
-    main = run.trainer.accelerator.is_main_process
-    run.hub.listeners.append(run.signals)
-    if config.validation.enabled and run.held is not None:
-        section = config.validation
-        run.hub.listeners.append(
-            Evaluate(
-                run.family,
-                run.objective,
-                run.trainer.accelerator,
-                run.held.held_out,
-                every=section.every or config.save_steps,
-                levels=section.levels,
-                emit=run.hub.emit,
-            )
-        )
-    if not main:
-        return run.hub
-    run.hub.listeners += [
-        JsonLines(folder.events_path, step, lambda sentence: say("train.note", note=sentence)),
-        TensorBoard(folder.curves, step),
-        *more,
-        run.advice,
-        Save(
-            folder.checkpoints,
-            plan.saves,
-            config.keep_checkpoints,
-            lambda: state.capture(run.trainer, {"advice": run.advice.state_dict()}),
-            lambda staged, at: _add_lora(run, staged, at),
-            run.hub.emit,
-        ),
-    ]
-    if config.preview.enabled:
-        run.hub.listeners.append(
-            Preview(
-                folder.previews,
-                run.family,
-                _wish(run.prepared),
-                off=run.injected.disabled,
-                averaged=run.averaged,
-                emit=run.hub.emit,
-            )
-        )
+    writes = run.trainer.accelerator.is_main_process
+    listeners: list[Any] = [run.signals]
+    if writes:
+        warn = lambda sentence: say("train.note", note=sentence)  # noqa: E731
+        listeners += [JsonLines(folder.events_path, step, warn), TensorBoard(folder.curves, step), *more, run.advice]
+    if run.held is not None:
+        listeners.append(_evaluate(run, run.held))
+    if writes:
+        listeners.append(_save(run, folder))
+    if writes and run.prepared.config.preview.enabled:
+        listeners.append(_preview(run, folder))
+    run.hub.listeners += listeners
     return run.hub
+
+
+def _evaluate(run: Run, held: Loader) -> Evaluate:
+    config = run.prepared.config
+    return Evaluate(
+        run.family,
+        run.objective,
+        run.trainer.accelerator,
+        held.held_out,
+        every=config.validation.every or config.save_steps,
+        levels=config.validation.levels,
+        emit=run.hub.emit,
+    )
+
+
+def _save(run: Run, folder: RunFolder) -> Save:
+    return Save(
+        folder.checkpoints,
+        run.prepared.plan.saves,
+        run.prepared.config.keep_checkpoints,
+        lambda: state.capture(run.trainer, {"advice": run.advice.state_dict()}),
+        lambda staged, step: _add_lora(run, staged, step),
+        run.hub.emit,
+    )
+
+
+def _preview(run: Run, folder: RunFolder) -> Preview:
+    return Preview(
+        folder.previews,
+        run.family,
+        _wish(run.prepared),
+        off=run.injected.disabled,
+        averaged=run.averaged,
+        emit=run.hub.emit,
+    )
 
 
 def _add_lora(run: Run, staged: Path, step: int) -> None:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lora_scripts import registry
 from lora_scripts.adapters.adapter import Adapter
 from lora_scripts.adapters.compare import compare
 from lora_scripts.assembly import Run
 from lora_scripts.errors import NumericsError
+from lora_scripts.train.modes import measuring
 
 OUTPUT_TOLERANCE = 1e-3
 
@@ -35,16 +34,17 @@ def export(run: Run, files: Mapping[str, Path], say: Any) -> None:
         say("train.verified", path=path, modules=len(adapter))
 
 
-@torch.no_grad()
 def _compare_output(run: Run, adapter: Adapter, written: Adapter, path: Path) -> None:
     """Run one prediction with the trained pairs and one with the file's, in the training precision."""
-    batch = run.loader.largest()[0]
-    with run.averaged(), run.trainer.accelerator.autocast():
-        live = run.objective.loss(run.family, batch, quantile=0.5).total
-        run.injected.load(written)
+
+    def loss() -> float:
         batch = run.loader.largest()[0]
-        read = run.objective.loss(run.family, batch, quantile=0.5).total
+        return float(run.objective.loss(run.family, batch, quantile=0.5).total)
+
+    with run.averaged(), measuring(run.family.trainable().values()), run.trainer.accelerator.autocast():
+        live = loss()
+        run.injected.load(written)
+        read = loss()
         run.injected.load(adapter)
-    difference = abs(float(live) - float(read))
-    if not difference <= OUTPUT_TOLERANCE * abs(float(live)):
-        raise NumericsError("train.output_differs", path=path, live=float(live), read=float(read))
+    if not abs(live - read) <= OUTPUT_TOLERANCE * abs(live):
+        raise NumericsError("train.output_differs", path=path, live=live, read=read)

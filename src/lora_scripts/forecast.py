@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
     modules = prepared.family.skeleton(prepared.base)
     trained = 0
     for component, patterns in prepared.targets.items():
-        shapes = _target_shapes(modules[component], patterns)
+        shapes = _target_shapes(component, modules[component], patterns)
         parameters = sum(config.lora_rank * (fan_in + fan_out) for fan_in, fan_out in shapes)
         trained += parameters
         yield (
@@ -53,17 +52,13 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
     )
 
 
-def _target_shapes(module: Any, patterns: Sequence[str]) -> list[tuple[int, int]]:
+def _target_shapes(component: str, module: Any, patterns: Sequence[str]) -> list[tuple[int, int]]:
     """Return (fan in, fan out) as the two low-rank matrices see them, for each matched module."""
-    import torch
+    from lora_scripts.adapters.inject import matching
 
-    compiled = [re.compile(pattern) for pattern in patterns]
-    shapes = []
-    for name, child in module.named_modules():
-        if not isinstance(child, torch.nn.Linear | torch.nn.Conv2d) or not any(p.fullmatch(name) for p in compiled):
-            continue
-        shapes.append((child.weight[0].numel(), child.weight.shape[0]))
-    return shapes
+    named = dict(module.named_modules())
+    weights = [named[path].weight for path in matching(component, module, patterns)]
+    return [(weight[0].numel(), weight.shape[0]) for weight in weights]
 
 
 def matrix_rate(device: Any, dtype: Any) -> float:

@@ -55,6 +55,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     targets = _targets(config, family)
     reader = registry.load("readers", family.reads)
     scan = reader.read(datasets(config), base.sizes(config.resolution), max_bad_fraction=config.max_bad_fraction)
+    _check_adapter(config, base, family, targets)
     examples: list[Example] = list(scan.examples)
     held: list[Example] = []
     if config.validation.enabled:
@@ -80,14 +81,15 @@ def find_base(config: RunConfig) -> Base:
     path = resolve_base(config.base_model)
     base = None
     for name in registry.names("families"):
-        base = registry.load("families", name).plugin.recognise(path, "" if config.prediction_type == "auto" else config.prediction_type)
+        base = registry.load("families", name).plugin.recognise(
+            path, "" if config.prediction_type == "auto" else config.prediction_type
+        )
         if base is not None:
             break
     if base is None:
         raise BaseModelError("base.unrecognised", path=path, known=", ".join(registry.names("families")))
     if config.family not in ("auto", base.family):
         raise ConfigError("config.family_differs", family=config.family, base=config.base_model, found=base.family)
-    said = config.prediction_type
     if said != "auto" and base.prediction_type not in ("", said):
         raise ConfigError("config.prediction_differs", value=said, base=config.base_model, found=base.prediction_type)
     if said == "auto" and not base.prediction_type:
@@ -194,6 +196,20 @@ def cache_folder(config: RunConfig) -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "lora-scripts" / "cache"
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lora-scripts"
+
+
+def _check_adapter(config: RunConfig, base: Base, family: type[Family], targets: Mapping[str, Sequence[str]]) -> None:
+    """Refuse layers that the base does not have, and a LoRA that cannot be continued, before weights are loaded."""
+    if config.init_lora is not None:
+        from lora_scripts.adapters import files
+
+        files.check(config.init_lora, rank=config.lora_rank, components=targets)
+    if isinstance(config.lora_targets, tuple):
+        from lora_scripts.adapters.inject import matching
+
+        modules = family.skeleton(base)
+        for component, patterns in targets.items():
+            matching(component, modules[component], patterns)
 
 
 def _objective(config: RunConfig, family: type[Family]) -> str:

@@ -189,7 +189,16 @@ def test_three_micro_batch_splits_give_equal_weights(config_file, tmp_path, monk
     from lora_scripts.train import precision
 
     monkeypatch.setitem(precision.DTYPES, "float32", "float64")
-    monkeypatch.setattr(assembly, "ADAPTER_DTYPE", torch.float64)
+    inject = assembly.inject
+
+    def inject_double(*arguments, **options):
+        injected = inject(*arguments, **options)
+        for layer in [layer for group in injected.layers.values() for layer in group.values()]:
+            layer.lora_A.double()
+            layer.lora_B.double()
+        return injected
+
+    monkeypatch.setattr(assembly, "inject", inject_double)
     results = []
     for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
         out = tmp_path / f"split-{batch}"

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lora_scripts.adapters.adapter import Adapter
+from lora_scripts.adapters.adapter import Adapter, LoraPair
+from lora_scripts.adapters.names import some
 from lora_scripts.errors import BaseModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-MAX_NAMED = 5
 
 
 @contextmanager
@@ -27,19 +26,24 @@ def added(modules: Mapping[str, nn.Module], adapters: Sequence[tuple[Adapter, fl
     """
     import torch
 
-    weights = [_find(modules, adapter) for adapter, _ in adapters]
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
-    with torch.no_grad():
-        for (adapter, strength), found in zip(adapters, weights, strict=True):
-            for key, weight in found.items():
-                kept.setdefault(id(weight), (weight, weight.clone()))
-                delta = adapter.pairs[key[0]][key[1]].delta().to(weight.device)
-                weight.copy_(weight.float() + strength * delta.view_as(weight))
+    sums: dict[int, tuple[Tensor, list[tuple[LoraPair, float]]]] = {}
+    for adapter, strength in adapters:
+        for (component, path), weight in _find(modules, adapter).items():
+            pair = adapter.pairs[component][path]
+            sums.setdefault(id(weight), (weight, []))[1].append((pair, strength))
+    kept: list[tuple[Tensor, Tensor]] = []
     try:
+        with torch.no_grad():
+            for weight, pairs in sums.values():
+                kept.append((weight, weight.clone()))
+                total = weight.float()
+                for pair, strength in pairs:
+                    total = total + strength * pair.delta().to(weight.device).view_as(weight)
+                weight.copy_(total)
         yield
     finally:
         with torch.no_grad():
-            for weight, old in kept.values():
+            for weight, old in kept:
                 weight.copy_(old)
 
 
@@ -53,12 +57,15 @@ def _find(modules: Mapping[str, nn.Module], adapter: Adapter) -> dict[tuple[str,
         for path, pair in pairs.items():
             target = named.get(path, named.get(path.removeprefix("text_model.")))
             weight = getattr(target, "weight", None)
-            size = pair.up.shape[0] * pair.down[0].numel()
-            if weight is None or weight.numel() != size:
+            if weight is None or not _fits(weight, pair):
                 missing.append(f"{component}.{path}")
             else:
                 found[component, path] = weight
     if missing:
-        names = ", ".join(missing[:MAX_NAMED])
-        raise BaseModelError("adapter.does_not_fit", name=adapter.meta.name, count=len(missing), names=names)
+        raise BaseModelError("adapter.not_in_base", name=adapter.meta.name, count=len(missing), names=some(missing))
     return found
+
+
+def _fits(weight: Tensor, pair: LoraPair) -> bool:
+    """Compare sizes; a 1x1 convolution and a linear layer of the same sizes are the same map."""
+    return weight.shape[0] == pair.up.shape[0] and weight[0].numel() == pair.down[0].numel()

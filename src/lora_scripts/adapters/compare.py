@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lora_scripts.adapters.adapter import Adapter
+import math
+
+from lora_scripts.adapters.adapter import Adapter, LoraPair
 from lora_scripts.adapters.names import some
 from lora_scripts.errors import NumericsError
 
@@ -19,16 +21,27 @@ def compare(written: Adapter, live: Adapter, tolerance: float = TOLERANCE) -> No
     Raises:
         NumericsError: modules are missing or left over, or an update differs; the worst is named.
     """
-    for component in live.pairs.keys() | written.pairs.keys():
-        ours, theirs = live.pairs.get(component, {}), written.pairs.get(component, {})
-        names = ours.keys() ^ theirs.keys()
-        if names:
-            raise NumericsError("adapter.modules_differ", name=live.meta.name, count=len(names), names=some(names))
-        for path, pair in ours.items():
-            update = pair.delta()
-            difference = float((theirs[path].delta() - update).norm())
-            if not difference <= tolerance * float(update.norm()):
-                relative = difference / max(float(update.norm()), 1e-30)
-                raise NumericsError(
-                    "adapter.update_differs", name=live.meta.name, module=f"{component}.{path}", by=f"{relative:.1e}"
-                )
+    ours, theirs = _flat(live), _flat(written)
+    alone = ours.keys() ^ theirs.keys()
+    if alone:
+        raise NumericsError("adapter.modules_differ", name=live.meta.name, count=len(alone), names=some(alone))
+    differences = {module: _difference(theirs[module], pair) for module, pair in sorted(ours.items())}
+    # Written so that a difference that is not a number fails too.
+    wrong = [module for module, difference in differences.items() if not difference <= tolerance]
+    if wrong:
+        worst = max(wrong, key=lambda module: (math.isnan(differences[module]), differences[module]))
+        raise NumericsError("adapter.update_differs", name=live.meta.name, module=worst, by=f"{differences[worst]:.1e}")
+
+
+def _flat(adapter: Adapter) -> dict[str, LoraPair]:
+    return {f"{component}.{path}": pair for component, pairs in adapter.pairs.items() for path, pair in pairs.items()}
+
+
+def _difference(written: LoraPair, live: LoraPair) -> float:
+    """Return the norm of the two updates' difference, relative to the live one's."""
+    update, other = live.delta(), written.delta()
+    if update.shape != other.shape:
+        return math.inf
+    norm = float(update.norm())
+    difference = float((other - update).norm())
+    return difference / norm if norm else (math.inf if difference else 0.0)

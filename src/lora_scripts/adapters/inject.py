@@ -5,29 +5,24 @@ Shapes: r = rank, o = out, i = in, k = kernel side.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts import registry
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
+from lora_scripts.adapters.names import canonical, some
 from lora_scripts.errors import BaseModelError, ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.nn import Parameter
 
 SLOT = "default"
-MAX_NAMED = 10
-
-
-def canonical(component: str, path: str) -> str:
-    """Return a module path with "text_model." in front for a CLIP text encoder, however transformers nests it."""
-    inside_clip = component.startswith("text_encoder") and path.startswith(("encoder.", "embeddings."))
-    return f"text_model.{path}" if inside_clip else path
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class Injected:
         return named
 
     def module_names(self) -> dict[str, list[str]]:
-        """Return the canonical module paths by component."""
+        """Return the canonical paths of the modules that have a pair, by component."""
         return {component: list(layers) for component, layers in self.layers.items()}
 
     def summary(self) -> dict[str, Summary]:
@@ -89,25 +84,33 @@ class Injected:
         """
         import torch
 
-        wrong = []
-        for component, layers in self.layers.items():
-            given = adapter.pairs.get(component, {})
-            wrong += [f"{component}.{path}" for path in sorted(layers.keys() ^ given.keys())]
-        wrong += [f"{c}.{path}" for c in adapter.pairs.keys() - self.layers.keys() for path in adapter.pairs[c]]
-        if wrong:
-            names = ", ".join(wrong[:MAX_NAMED])
-            raise BaseModelError("adapter.does_not_fit", name=adapter.meta.name, count=len(wrong), names=names)
+        self._check_fits(adapter)
         for component, layers in self.layers.items():
             for path, layer in layers.items():
                 pair = adapter.pairs[component][path]
                 down, up = layer.lora_A[SLOT].weight, layer.lora_B[SLOT].weight
-                if down.shape != pair.down.shape or up.shape != pair.up.shape:
-                    raise BaseModelError(
-                        "adapter.other_rank", name=adapter.meta.name, module=path, found=pair.rank, rank=down.shape[0]
-                    )
+                factor = pair.scale / (layer.lora_alpha[SLOT] / layer.r[SLOT])
                 with torch.no_grad():
-                    down.copy_(pair.down)
-                    up.copy_(pair.up.float() * (pair.scale / (layer.lora_alpha[SLOT] / layer.r[SLOT])))
+                    down.copy_(pair.down.reshape(down.shape))
+                    up.copy_((pair.up.float() * factor).reshape(up.shape))
+
+    def _check_fits(self, adapter: Adapter) -> None:
+        wrong = []
+        for component in sorted(self.layers.keys() | adapter.pairs.keys()):
+            ours, given = self.layers.get(component, {}), adapter.pairs.get(component, {})
+            wrong += [f"{component}.{path}" for path in ours.keys() ^ given.keys()]
+        name = adapter.meta.name
+        if wrong:
+            raise BaseModelError("adapter.does_not_fit", name=name, count=len(wrong), names=some(wrong))
+        for component, layers in self.layers.items():
+            for path, layer in layers.items():
+                pair, rank = adapter.pairs[component][path], layer.r[SLOT]
+                module = f"{component}.{path}"
+                if pair.rank != rank:
+                    raise BaseModelError("adapter.other_rank", name=name, module=module, found=pair.rank, rank=rank)
+                found, wanted = _size(pair.up, pair.down), _size(layer.lora_B[SLOT].weight, layer.lora_A[SLOT].weight)
+                if found != wanted:
+                    raise BaseModelError("adapter.other_sizes", name=name, module=module, found=found, wanted=wanted)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -151,16 +154,10 @@ def inject(
     from peft import LoraConfig, inject_adapter_in_model
 
     layers: dict[str, dict[str, Any]] = {}
-    for component, module in modules.items():
+    for module in modules.values():
         module.requires_grad_(False)
-        paths = matching(module, targets[component])
-        if not paths:
-            raise ConfigError(
-                "adapter.no_target",
-                component=component,
-                patterns=", ".join(targets[component]),
-                nearest=", ".join(_nearest(module, targets[component])),
-            )
+    for component, paths in choose(modules, targets).items():
+        module = modules[component]
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -176,22 +173,68 @@ def inject(
     return Injected(layers)
 
 
-def matching(module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Return the paths of linear and convolution layers that a pattern matches whole."""
-    compiled = [re.compile(pattern) for pattern in patterns]
-    return [path for path in _layer_paths(module) if any(pattern.fullmatch(path) for pattern in compiled)]
+def choose(modules: Mapping[str, nn.Module], targets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return each component's live paths that its patterns match; weights are not needed.
+
+    Raises:
+        ConfigError: a component has no match, or a pattern matches in none of the components it is meant for.
+    """
+    chosen = {component: matching(component, modules[component], patterns) for component, patterns in targets.items()}
+    for pattern in dict.fromkeys(pattern for patterns in targets.values() for pattern in patterns):
+        meant = [component for component, patterns in targets.items() if pattern in patterns]
+        if not any(_matches(pattern, component, path) for component in meant for path in chosen[component]):
+            nearest = ", ".join(path for component in meant for path in _nearest(modules[component], [pattern]))
+            raise ConfigError("adapter.no_target", component=", ".join(meant), patterns=pattern, nearest=nearest)
+    return chosen
+
+
+def matching(component: str, module: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Return the live paths of linear and convolution layers that a pattern matches whole; weights are not needed.
+
+    Raises:
+        ConfigError: the patterns match nothing; the nearest names are told.
+    """
+    paths = [path for path in _layer_paths(module) if any(_matches(pattern, component, path) for pattern in patterns)]
+    if not paths:
+        nearest = ", ".join(_nearest(module, patterns))
+        raise ConfigError("adapter.no_target", component=component, patterns=", ".join(patterns), nearest=nearest)
+    return paths
+
+
+def _matches(pattern: str, component: str, path: str) -> bool:
+    """Match the path as the live network has it, or as LoRA files do."""
+    return any(re.fullmatch(pattern, name) for name in (path, canonical(component, path)))
 
 
 def _layer_paths(module: nn.Module) -> list[str]:
+    return [path for path, child in module.named_modules() if _is_adaptable(child)]
+
+
+def _is_adaptable(module: nn.Module) -> bool:
     from torch import nn
 
-    return [path for path, child in module.named_modules() if isinstance(child, nn.Linear | nn.Conv2d)]
+    if isinstance(module, nn.Conv2d):
+        # No file format can hold a pair of a grouped convolution, and PEFT's pairs leave dilation out.
+        return module.groups == 1 and set(module.dilation) == {1}
+    return isinstance(module, nn.Linear)
+
+
+def _size(up: Tensor, down: Tensor) -> str:
+    """Write the size of a pair's update; a 1x1 convolution and a linear layer have the same."""
+    kernel = [side for side in down.shape[2:] if side != 1]
+    return " x ".join(map(str, (up.shape[0], down.shape[1], *kernel)))
 
 
 def _nearest(module: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Return up to three paths whose ends are most like what the patterns spell out."""
     paths = _layer_paths(module)
-    found = [registry.nearest(pattern, paths) for pattern in patterns]
-    return [path for path in dict.fromkeys(found) if path] or paths[:3]
+    found: list[str] = []
+    for pattern in patterns:
+        spelled = re.sub(r"\\d|[\\^$*+?()|\[\]]", "", pattern).strip(".")
+        parts = spelled.count(".") + 1
+        ends = {".".join(path.split(".")[-parts:]): path for path in reversed(paths)}
+        found += [ends[end] for end in difflib.get_close_matches(spelled, list(ends), n=1, cutoff=0.3)]
+    return list(dict.fromkeys(found))[:3] or paths[:3]
 
 
 def _start(layer: Any, name: str) -> None:

@@ -14,6 +14,11 @@ from lora_scripts.adapters.adapter import AdapterMeta
 MODELSPEC_VERSION = "1.0.1"
 MODULE = "networks.lora"
 _RUN_KEYS = ("session_id", "training_started_at", "training_finished_at")
+# What `describe` makes from the adapter itself; everything else is kept in `AdapterMeta.training`.
+_OWN_KEYS = {
+    *("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args", "output_name"),
+    *("sd_model_name", "base_weights_hash", "resolution", "clip_skip", "steps", "epoch"),
+}
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 
 
@@ -39,13 +44,14 @@ def describe(meta: AdapterMeta, network: Network) -> dict[str, str]:
         "network_args": network.args,
         "output_name": meta.name,
         "sd_model_name": meta.base_name,
-        "new_sd_model_hash": meta.base_hash,
+        # Not kohya's "new_sd_model_hash": that one is of the file, this one of the weights in it.
+        "base_weights_hash": meta.base_hash,
         "resolution": f"{meta.resolution[0]},{meta.resolution[1]}",
         "clip_skip": "None",
         "steps": str(meta.steps),
         "epoch": str(meta.epochs),
     }
-    training = {key: value for key, value in meta.training.items() if key not in own and key not in _RUN_KEYS}
+    training = {key: value for key, value in meta.training.items() if key not in _OWN_KEYS and key not in _RUN_KEYS}
     return {f"ss_{key}": value for key, value in {**training, **own}.items() if value}
 
 
@@ -74,28 +80,25 @@ def specify(meta: AdapterMeta, body_hash: str) -> dict[str, str]:
 
 def read(metadata: Mapping[str, str], stem: str) -> AdapterMeta:
     """Return what a header tells; a file without metadata is named by its stem."""
-    said = {k.removeprefix("ss_"): v for k, v in metadata.items() if k.startswith("ss_") and v != "None"}
+    training = {k.removeprefix("ss_"): v for k, v in metadata.items() if k.startswith("ss_")}
+    said = {key: "" if value == "None" else value for key, value in training.items()}
     spec = {k.removeprefix("modelspec."): v for k, v in metadata.items() if k.startswith("modelspec.")}
     version = said.get("base_model_version", "")
     predictions = {word: name for name, word in _PREDICTIONS.items()}
     default = "v" if version.endswith("_v") else "epsilon"
     variant = {"sd_v1": "sd1", "sd_v2": "sd2"}.get(version.removesuffix("_v"), "")
-    read_here = {
-        *("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args", "output_name"),
-        *("sd_model_name", "new_sd_model_hash", "resolution", "clip_skip", "steps", "epoch"),
-    }
     return AdapterMeta(
         family="sd",
         name=said.get("output_name") or stem,
         base_name=said.get("sd_model_name", ""),
-        base_hash=said.get("new_sd_model_hash", ""),
+        base_hash=said.get("base_weights_hash", ""),
         variant=variant,
         prediction_type=predictions.get(spec.get("prediction_type", default), "epsilon"),
         resolution=_resolution(said.get("resolution", "")),
         steps=_whole(said.get("steps", "")),
         epochs=_whole(said.get("epoch", "")),
         trigger=spec.get("trigger_phrase", ""),
-        training={k: v for k, v in said.items() if k not in read_here and k not in _RUN_KEYS},
+        training={k: v for k, v in training.items() if k not in _OWN_KEYS and k not in _RUN_KEYS},
     )
 
 

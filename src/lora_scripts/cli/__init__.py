@@ -18,6 +18,15 @@ from lora_scripts.errors import LoraScriptsError
 
 OK, INTERNAL, INTERRUPTED = 0, 1, 130
 
+# What the libraries would print between our lines; a user's own setting wins.
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 def verbs() -> list[str]:
     """Return the names of all verbs."""
@@ -29,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser(words).parse_args(words)

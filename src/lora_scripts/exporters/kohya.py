@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.adapters import kohya_metadata
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta
+from lora_scripts.adapters.files import DIFFUSERS_FILE
 from lora_scripts.adapters.names import kohya_name
 from lora_scripts.adapters.safetensors_file import body, body_hash, encode_header, save
 from lora_scripts.contracts import Report
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 FAMILIES = ("sd",)
 # What a prompt's <lora:name:0.8> and the WebUI's lists cannot hold.
 FORBIDDEN = re.compile(r'[:<>=,/\\|?*"\x00-\x1f]')
+# The WebUI's words for "no LoRA", and the name of diffusers' own file in the same folder.
+TAKEN = ("None", "none", "Addams", Path(DIFFUSERS_FILE).stem)
+# File systems take 255 bytes; checkpoints add "-step-<number>" and the ending, unfinished files a prefix.
+MAX_NAME_BYTES = 190
 LEGACY_START, LEGACY_END = 0x100000, 0x110000
 
 
@@ -43,7 +48,8 @@ def refuses(meta: AdapterMeta) -> Note | None:
     """Refuse other families, and names that prompts cannot hold."""
     if meta.family not in FAMILIES:
         return Note("adapter.no_format", {"format": "kohya", "family": meta.family})
-    if FORBIDDEN.search(meta.name) or not meta.name.strip(" .") or meta.name in ("None", "none", "Addams"):
+    spare = meta.name.strip(" .") != meta.name or not meta.name
+    if FORBIDDEN.search(meta.name) or spare or meta.name in TAKEN or len(meta.name.encode()) > MAX_NAME_BYTES:
         return Note("adapter.bad_name", {"name": meta.name})
     return None
 

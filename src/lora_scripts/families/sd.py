@@ -150,14 +150,15 @@ class StableDiffusion:
 
     def encode(self, requests: Sequence[Request]) -> list[Mapping[str, Tensor]]:
         """Run the VAE or the text encoder, one row at a time: a row's bits must not depend on its neighbours."""
-        kinds = {"latents": self._encode_picture, "text": self._encode_caption}
-        return [kinds[request.part](request.payload) for request in requests]
+        return [
+            self._encode_picture(*request.payload) if request.part == "latents" else self._encode_caption(request.payload)
+            for request in requests
+        ]
 
-    def _encode_picture(self, payload: tuple[PictureExample, bool]) -> Mapping[str, Tensor]:
+    def _encode_picture(self, example: PictureExample, flip: bool) -> Mapping[str, Tensor]:
         import numpy as np
         import torch
 
-        example, flip = payload
         picture = decode.fit(decode.decode(example.path, sha256=example.sha256), example.bucket)
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
         pixels = pixels.flip(-1) if flip else pixels
@@ -191,13 +192,13 @@ class StableDiffusion:
         return {name: torch.stack([entry[name] for entry in entries]) for name in entries[0]}
 
     def latents(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) float32: the posterior sampled from each row's generator, scaled."""
+        """(B, C, H, W) in float32 at least: the posterior sampled from each row's generator, scaled."""
         import torch
 
         mean, deviation = batch.tensors["mean"], batch.tensors["deviation"]
         noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in batch.generators])
         latents = (mean + deviation * noise - self._shift) * self._scaling
-        return latents.to(self.placement.device)
+        return latents.to(self.placement.device, torch.promote_types(latents.dtype, self.unet.dtype))
 
     def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
         """(B, C, H, W): the UNet's output."""
@@ -228,10 +229,9 @@ class StableDiffusion:
         """One picture a prompt by the base's own scheduler; row i starts from seed + i. Leaves no trace in the run."""
         import torch
 
-        modules = (self.unet, self.text_encoder)
-        training = [module.training for module in modules]
-        for module in modules:
-            module.eval()
+        modes = {child: child.training for part in (self.unet, self.text_encoder) for child in part.modules()}
+        for child in modes:
+            child.training = False
         state = torch.get_rng_state()
         pipeline = self.pipeline()
         made = []
@@ -249,8 +249,8 @@ class StableDiffusion:
                 )
                 made.append(output.images[0])
         torch.set_rng_state(state)
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)
+        for child, mode in modes.items():
+            child.training = mode
         self.release_encoders()
         return made
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_scripts.contracts import Batch, Objective
 from lora_scripts.events import Command, Evaluated, Event, Started, Stepped
+from lora_scripts.train.modes import measuring
 
 
 class Evaluate:
@@ -48,20 +49,14 @@ class Evaluate:
         """Return the weighted mean loss over examples and levels, without dropout or gradients."""
         import torch
 
-        modules = list(self.family.trainable().values())
-        training = [module.training for module in modules]
         sums = torch.zeros(2, dtype=torch.float64)
-        for module in modules:
-            module.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        with measuring(self.family.trainable().values()), self.accelerator.autocast():
             for level in range(self.levels):
                 quantile = (level + 0.5) / self.levels
                 for batches in self.batches():
                     for batch in batches:
                         loss = self.objective.loss(self.family, batch, quantile=quantile).total
                         sums += torch.tensor([float(loss), batch.weight], dtype=torch.float64)
-        for module, was in zip(modules, training, strict=True):
-            module.train(was)
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
         return float(sums[0] / sums[1])
