@@ -73,12 +73,13 @@ def default_of(field: Any) -> str:
     )
 
 
-def table(model: type[BaseModel], prefix: str) -> list[str]:
-    """Return the rows of one model."""
+def table(model: type[BaseModel], section: str = "") -> list[str]:
+    """Return the rows of one model; what a key means is `config.key.<section><key>` of the catalogue."""
     rows = ["| key | meaning | type | default |", "|---|---|---|---|"]
     sentences = messages.catalogue("en")
     for name, field in model.model_fields.items():
-        rows.append(f"| `{name}` | {sentences[prefix + name]} | {type_of(field)} | {default_of(field)} |")
+        meaning = sentences[f"config.key.{section}{name}"]
+        rows.append(f"| `{name}` | {meaning} | {type_of(field)} | {default_of(field)} |")
     return rows
 
 
@@ -94,12 +95,12 @@ def config_page() -> str:
         "replaces one value on the command line and goes through the same checks. A *step* is an optimizer step;",
         "`batch_size` is what one process handles at once.",
         "",
-        *table(schema.RunConfig, "config.key."),
+        *table(schema.RunConfig),
     ]
     titles = {"dataset": "datasets: one entry", "caption_rules": "caption", "text_encoder": "train_text_encoder"}
     titles |= {"previews": "preview", "validating": "validation"}
     for model, section in SECTIONS.items():
-        lines += ["", f"## `{titles[section]}`", "", *table(getattr(schema, model), f"config.key.{section}.")]
+        lines += ["", f"## `{titles[section]}`", "", *table(getattr(schema, model), f"{section}.")]
     for key, kind in (("optimizer", "optimizers"), ("schedule", "schedules")):
         lines += ["", f"## `{key}`", "", f"`{key}: name`, or a section: `{key}: {{name: ..., option: ...}}`.", ""]
         for name in registry.names(kind):

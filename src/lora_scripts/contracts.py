@@ -166,6 +166,10 @@ class Family(Protocol):
     def skeleton(cls, base: Base) -> Mapping[str, nn.Module]:
         """Build what `trainable` would return on the meta device: shapes without weights."""
 
+    @classmethod
+    def operations(cls, base: Base, modules: Mapping[str, nn.Module], group: Any) -> float:
+        """Floating-point operations of one forward pass of one row of this group, counted on `skeleton`'s modules."""
+
     def weights_hash(self) -> str:
         """sha256 over the base's weights, however they are stored."""
 

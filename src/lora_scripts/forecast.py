@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_scripts import units
 from lora_scripts.preparation import Prepared
-from lora_scripts.train.plan import estimate
+from lora_scripts.train.plan import Work, estimate_memory, estimate_seconds
 from lora_scripts.train.precision import choose
 
 MATRIX = 1024
@@ -37,15 +38,25 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 "parameters": f"{parameters:,}",
             },
         )
-    size = torch.empty((), dtype=precision.base).element_size()
-    cost = estimate(config, prepared.base, prepared.examples, plan, base_bytes=size, lora=trained)
+    counts: Counter[Any] = Counter()
+    for example in prepared.examples:
+        counts[example.group] += example.repeats
+    operations = {group: prepared.family.operations(prepared.base, modules, group) for group in counts}
+    frozen = {name: count for name, count in prepared.base.parameters.items() if name not in prepared.targets}
+    work = Work(
+        parameters=sum(prepared.base.parameters.values()) - sum(frozen.values()),
+        encoder_parameters=sum(frozen.values()),
+        lora=trained,
+        operations=operations,
+        counts=counts,
+        base_bytes=torch.empty((), dtype=precision.base).element_size(),
+    )
     rate = matrix_rate(device, precision.base)
-    seconds = cost.operations / (rate * 0.35) * plan.steps
     yield (
         "cli.plan.cost",
         {
-            "memory": units.format_bytes(cost.memory),
-            "time": units.format_seconds(seconds),
+            "memory": units.format_bytes(estimate_memory(config, work)),
+            "time": units.format_seconds(estimate_seconds(plan, work, rate)),
             "device": str(device),
             "rate": f"{rate / 1e9:.0f}",
         },

@@ -80,10 +80,9 @@ def find_base(config: RunConfig) -> Base:
     """
     path = resolve_base(config.base_model)
     base = None
+    said = config.prediction_type
     for name in registry.names("families"):
-        base = registry.load("families", name).plugin.recognise(
-            path, "" if config.prediction_type == "auto" else config.prediction_type
-        )
+        base = registry.load("families", name).plugin.recognise(path, "" if said == "auto" else said)
         if base is not None:
             break
     if base is None:

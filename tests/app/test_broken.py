@@ -93,7 +93,7 @@ TABLE: list[tuple[str, Break, int, str, str]] = [
     ("out of range", override("epochs=0"), 2, "epochs", ">= 1"),
     ("bad choice", override("loss=l7"), 2, "l7", "huber"),
     ("bad preset", override("lora_targets=everything"), 2, "everything", "kohya"),
-    ("pattern matches nothing", override("lora_targets=[zzz]"), 2, "zzz", "to_q"),
+    ("pattern matches nothing", override("lora_targets=[.*attn1.to_w]"), 2, "to_w", "attn1.to_"),
     ("not a pattern", override("lora_targets=['(']"), 2, "(", "regular expression"),
     ("family of another kind", override("family=sdx"), 2, "sdx", "sd"),
     ("missing base", override("base_model={folder}/nobody.safetensors"), 2, "nobody.safetensors", ""),

@@ -196,7 +196,10 @@ def _parse_settings(path: Path, values: Mapping[str, Any]) -> Settings:
         raise BaseModelError("adapter.other_kind", path=path, kind=start)
     patterns = {str(re.compile(k).pattern): float(v) for k, v in (values.get("alpha_pattern") or {}).items()}
     # Eight is what PEFT takes where the key is absent.
-    return Settings(float(values.get("lora_alpha", 8)), bool(values.get("use_rslora")), patterns)
+    alpha = float(values.get("lora_alpha", 8))
+    if not all(math.isfinite(number) for number in (alpha, *patterns.values())):
+        raise ValueError(f"lora_alpha {alpha}, alpha_pattern {patterns}")
+    return Settings(alpha, bool(values.get("use_rslora")), patterns)
 
 
 def _resolve(found: Found, known_modules: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +145,8 @@ def inject(
     Args:
         modules: components, such as {"unet": ..., "text_encoder": ...}.
         targets: component -> regular expressions; one must match a module's whole path.
+        dropout: acts on the pairs' inputs while a network trains; the pairs start in that mode, even beside a base
+            that is measured only.
         seed: the pairs' first values depend on it, the component and the module path only.
 
     Raises:

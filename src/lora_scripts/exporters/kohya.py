@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts.adapters import kohya_metadata
-from lora_scripts.adapters.adapter import Adapter, AdapterMeta
+from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
 from lora_scripts.adapters.files import DIFFUSERS_FILE
 from lora_scripts.adapters.names import kohya_name
 from lora_scripts.adapters.safetensors_file import body, body_hash, encode_header, save
@@ -66,7 +68,7 @@ def export(adapter: Adapter, path: Path) -> Report:
     dims: set[int] = set()
     alphas: set[float] = set()
     for component, pairs in adapter.pairs.items():
-        alpha = next(iter(pairs.values())).alpha
+        alpha = _common_alpha(pairs)
         for module, pair in pairs.items():
             name = kohya_name(component, module)
             fold = pair.scale / (alpha / pair.rank)
@@ -78,12 +80,28 @@ def export(adapter: Adapter, path: Path) -> Report:
     network = kohya_metadata.Network(
         dim=str(dims.pop()) if len(dims) == 1 else "Dynamic",
         alpha=str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+        args=_network_args(adapter),
     )
     described = kohya_metadata.describe(adapter.meta, network)
     whole = body_hash(tensors)
     hashes = {"sshs_model_hash": whole, "sshs_legacy_hash": _legacy_hash(tensors, described)}
     save(path, tensors, described | hashes | kohya_metadata.specify(adapter.meta, whole))
     return Report(path, len(tensors))
+
+
+def _common_alpha(pairs: Mapping[str, LoraPair]) -> float:
+    """Return the alpha that most pairs have, the smallest of equally common ones: fewest values are rounded again."""
+    counts = Counter(pair.alpha for pair in pairs.values())
+    return min(counts, key=lambda alpha: (-counts[alpha], alpha))
+
+
+def _network_args(adapter: Adapter) -> str:
+    """Return what kohya's own settings for larger convolutions would have been, or nothing where there are none."""
+    pairs = adapter.pairs.get("unet", {})
+    ranks = {pair.rank for pair in pairs.values() if max(pair.down.shape[2:], default=1) > 1}
+    if len(ranks) != 1:
+        return ""
+    return json.dumps({"conv_dim": str(ranks.pop()), "conv_alpha": str(_common_alpha(pairs))})
 
 
 def _legacy_hash(tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> str:

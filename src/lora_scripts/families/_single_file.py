@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_scripts.contracts import Base
 from lora_scripts.errors import BaseModelError
-from lora_scripts.families._stream import TensorFile
+from lora_scripts.families import _kinds
+from lora_scripts.families._stream import TensorFile, check_finite
 from lora_scripts.files import sha256_of
 
 if TYPE_CHECKING:
@@ -28,15 +29,9 @@ if TYPE_CHECKING:
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT1, TEXT2 = "cond_stage_model.transformer.", "cond_stage_model.model."
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pt2")
-_OTHERS = {
-    r"^lora_(unet|te)|lora_(down|up|A|B)\b": "LoRA",
-    r"^conditioner\.embedders\.": "Stable Diffusion XL",
-    r"(^|\.)joint_blocks\.\d+\.": "Stable Diffusion 3",
-    r"(^|\.)(double_blocks|single_blocks)\.\d+\.": "FLUX",
-    r"^(model\.)?layers\.\d+\.|^lm_head\.": "LLM",
-    r"^(down_blocks|encoder\.down_blocks|text_model)\.": "diffusers component",
-}
+PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."}
+# Width of the text states that 2.x was trained on; files of 1.x with such states do not exist.
+WIDTH_OF_SD2 = 1024
 HEAD_WIDTH = 64
 HEADS_OF_SD1 = 8
 
@@ -50,21 +45,13 @@ def recognise(path: Path, said: str = "") -> Base | None:
     Raises:
         BaseModelError: a pickle, a broken file, or a base of another or unsupported kind.
     """
-    if path.suffix.lower() in PICKLES:
-        raise BaseModelError("base.pickle", path=path)
+    _kinds.refuse_pickle(path)
     file = _open(path)
-    if f"{UNET}input_blocks.0.0.weight" not in file.shapes or _matches(file, r"^conditioner\."):
-        for pattern, kind in _OTHERS.items():
-            if _matches(file, pattern):
-                raise BaseModelError("base.other_kind", path=path, found=kind)
+    has_unet = f"{UNET}input_blocks.0.0.weight" in file.shapes
+    _kinds.refuse_others(path, file.shapes, has_unet=has_unet)
+    if not has_unet:
         return None
-    variant = "sd1" if _matches(file, "^" + re.escape(TEXT1)) else "sd2"
-    for prefix, part in ((VAE, "VAE"), (TEXT1 if variant == "sd1" else TEXT2, "text encoder")):
-        if not _matches(file, "^" + re.escape(prefix)):
-            raise BaseModelError("base.part_missing", path=path, part=f"{part} ({prefix}*)")
-    unet, vae, text = unet_config(file), vae_config_of(file), text_config(file)
-    if unet["in_channels"] != unet["out_channels"]:
-        raise BaseModelError("base.inpainting", path=path, channels=unet["in_channels"])
+    unet, vae, text, variant = _settings(file)
     prediction = _prediction_type(file, variant)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     large = variant == "sd2" and (prediction or said) == "v_prediction"
@@ -77,9 +64,35 @@ def recognise(path: Path, said: str = "") -> Base | None:
         resolution=768 if large else 512,
         multiple=scale * 2 ** (len(unet["block_out_channels"]) - 1),
         max_tokens=text["max_position_embeddings"],
-        parameters={"unet": _count(file, UNET), "vae": _count(file, VAE), "text_encoder": _count(file, "cond_stage")},
+        parameters={part: file.count(prefix) for part, prefix in PREFIXES.items()},
         webui=True,
     )
+
+
+def _settings(file: TensorFile) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]:
+    """Return the settings of UNet, VAE and text encoder, and the variant.
+
+    Raises:
+        BaseModelError: a part is missing, or the parts do not belong together.
+    """
+    path = file.path
+    try:
+        unet = unet_config(file)
+        variant = "sd1" if _has(file, TEXT1) and unet["cross_attention_dim"] != WIDTH_OF_SD2 else "sd2"
+        for prefix, part in ((VAE, "VAE"), (TEXT1 if variant == "sd1" else TEXT2, "text encoder")):
+            if not _has(file, prefix):
+                raise BaseModelError("base.part_missing", path=path, part=f"{part} ({prefix}*)")
+        vae, text = vae_config_of(file), text_config(file)
+    except KeyError as error:
+        raise BaseModelError("base.part_missing", path=path, part=error.args[0]) from error
+    except (IndexError, ValueError) as error:
+        raise BaseModelError("base.part_missing", path=path, part=f"{UNET}*") from error
+    if unet["in_channels"] != unet["out_channels"]:
+        raise BaseModelError("base.inpainting", path=path, channels=unet["in_channels"])
+    sizes = (unet["cross_attention_dim"], unet["in_channels"])
+    if sizes != (text["hidden_size"], vae["latent_channels"]):
+        raise BaseModelError("base.parts_differ", path=path)
+    return unet, vae, text, variant
 
 
 @lru_cache(maxsize=2)
@@ -92,19 +105,8 @@ def _open(path: Path) -> TensorFile:
     return _cached(path, status.st_size, status.st_mtime_ns)
 
 
-def _matches(file: TensorFile, pattern: str) -> bool:
-    compiled = re.compile(pattern)
-    return any(compiled.search(name) for name in file.shapes)
-
-
-def _count(file: TensorFile, prefix: str) -> int:
-    total = 0
-    for name, shape in file.shapes.items():
-        size = 1
-        for side in shape:
-            size *= side
-        total += size if name.startswith(prefix) else 0
-    return total
+def _has(file: TensorFile, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in file.shapes)
 
 
 def _prediction_type(file: TensorFile, variant: str) -> str:
@@ -145,7 +147,7 @@ def unet_config(file: TensorFile) -> dict[str, Any]:
         resnets[-1] += 1
     crosses = [name for name in shapes if name.startswith(UNET) and name.endswith("attn2.to_k.weight")]
     linear = any(len(shapes[n]) == 2 for n in shapes if n.startswith(UNET) and n.endswith(".proj_in.weight"))
-    first = _matches(file, "^" + re.escape(TEXT1))
+    first = _has(file, TEXT1)
     down = tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in attends)
     up = tuple("CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends))
     config: dict[str, Any] = {
@@ -193,8 +195,9 @@ def vae_config_of(file: TensorFile) -> dict[str, Any]:
 def text_config(file: TensorFile) -> dict[str, Any]:
     """Return CLIPTextConfig's settings, read off the shapes; 2.x leaves the last layer out, as it was trained."""
     shapes = file.shapes
-    if _matches(file, "^" + re.escape(TEXT1)):
-        prefix = f"{TEXT1}text_model."
+    if _has(file, TEXT1):
+        # Some old converters left "text_model." out.
+        prefix = f"{TEXT1}text_model." if _has(file, f"{TEXT1}text_model.") else TEXT1
         words, places = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
         layers = len(_numbers(file, re.escape(prefix) + r"encoder\.layers\.(\d+)\."))
         inner = shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0]
@@ -266,7 +269,7 @@ def unet(base: Base, dtype: torch.dtype) -> Any:
         for target in wanted[name]:
             state[target] = tensor.to(dtype)
     _assign(model, state, base.path)
-    return model
+    return model.eval()
 
 
 def vae(base: Base, dtype: torch.dtype) -> Any:
@@ -285,14 +288,15 @@ def vae(base: Base, dtype: torch.dtype) -> Any:
 
 
 def text_encoder(base: Base, dtype: torch.dtype) -> Any:
-    """Load the text encoder; transformers may nest it below "text_model." or not."""
-    import torch
+    """Load the text encoder."""
+    from accelerate import init_empty_weights
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_open_clip_checkpoint
     from transformers import CLIPTextConfig, CLIPTextModel
 
     file = _open(base.path)
     config = text_config(file)
-    with torch.device("cpu"):
+    # Buffers, which no file holds, are made at once; nothing draws random numbers.
+    with init_empty_weights(include_buffers=False):
         model = CLIPTextModel(CLIPTextConfig(**config))
     if base.variant == "sd1":
         tensors = dict(file.read(name for name in file.shapes if name.startswith(TEXT1)))
@@ -302,16 +306,11 @@ def text_encoder(base: Base, dtype: torch.dtype) -> Any:
         unused = (last, f"{TEXT2}text_projection", f"{TEXT2}logit_scale")
         names = [n for n in file.shapes if n.startswith(TEXT2) and not n.startswith(unused)]
         state = convert_open_clip_checkpoint(model, dict(file.read(names)))
-    nested = any(name.startswith("text_model.") for name in model.state_dict())
-    if not nested:
-        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    known = model.state_dict()
-    state = {name: tensor for name, tensor in state.items() if name in known}
-    missing = sorted(known.keys() - state.keys())
-    if [name for name in missing if not name.endswith("position_ids")]:
-        raise BaseModelError("base.part_missing", path=base.path, part=missing[0])
-    model.load_state_dict(state, strict=False)
-    return model.to(dtype).eval()
+    # transformers nests the model below "text_model." or not, by version.
+    front = "text_model." if any(name.startswith("text_model.") for name in model.state_dict()) else ""
+    state = {front + name.removeprefix("text_model."): tensor.to(dtype) for name, tensor in state.items()}
+    _assign(model, state, base.path)
+    return model.eval()
 
 
 def _assign(model: Any, state: Mapping[str, Any], path: Path) -> None:
@@ -322,6 +321,7 @@ def _assign(model: Any, state: Mapping[str, Any], path: Path) -> None:
     if missing or wrong:
         raise BaseModelError("base.part_missing", path=path, part=(missing + wrong)[0])
     model.load_state_dict({name: tensor for name, tensor in state.items() if name in known}, assign=True)
+    check_finite(model, path)
 
 
 def tokenizer(base: Base) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,8 @@ def ids(tokenizer: Any, caption: str, max_tokens: int) -> Tensor:
 def notes(folder: Path, max_tokens: int, examples: Sequence[PictureExample]) -> list[Note]:
     """Say how many captions are longer than `max_tokens` and name the worst; nothing where all fit."""
     texts = {with_trigger(text, e.caption_rules.trigger): e.path for e in examples for text in e.captions}
-    # A token is at least one letter, so a short caption needs no counting.
-    long = {text: path for text, path in texts.items() if len(text) > max_tokens - 2}
+    # A token is at least one byte of the text as the tokenizer sees it, so a short caption needs no counting.
+    long = {text: path for text, path in texts.items() if _bytes(text) > max_tokens - 2}
     if not long:
         return []
     counts = dict(zip(long, _counts(folder, list(long)), strict=True))
@@ -40,6 +41,10 @@ def notes(folder: Path, max_tokens: int, examples: Sequence[PictureExample]) -> 
             {"count": len(cut), "limit": max_tokens - 2, "most": cut[worst] - 2, "path": long[worst].name},
         )
     ]
+
+
+def _bytes(text: str) -> int:
+    return len(unicodedata.normalize("NFC", text).lower().encode())
 
 
 def _counts(folder: Path, texts: list[str]) -> list[int]:

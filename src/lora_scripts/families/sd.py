@@ -6,6 +6,7 @@ Shapes: B = batch, C = channels, H, W = latent height and width, L = text positi
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -78,14 +79,30 @@ class StableDiffusion:
             return _parts(base).skeleton(base)
 
     @classmethod
+    def operations(cls, base: Base, modules: Mapping[str, nn.Module], group: tuple[int, int]) -> float:
+        """Count the UNet's forward operations for one picture of (width, height), on the meta device."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        unet: Any = modules["unet"]
+        scale = 2 ** (len(_parts(base).vae_config(base)["block_out_channels"]) - 1)
+        width, height = group[0] // scale, group[1] // scale
+        states = (1, base.max_tokens, unet.config.cross_attention_dim)
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            noisy = torch.empty(1, unet.config.in_channels, height, width)
+            unet(noisy, torch.zeros(1, dtype=torch.long), torch.empty(states))
+        return float(counter.get_total_flops())
+
+    @classmethod
     def load(cls, base: Base, placement: Placement) -> StableDiffusion:
         """Load the UNet and the scheduler; encoders come when they are needed."""
         parts = _parts(base)
+        scheduler = parts.scheduler(base)
         unet = parts.unet(base, placement.base_dtype).to(placement.device).requires_grad_(False)
+        _attention.install(unet, placement.attention)
         if placement.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
             unet.train()
-        scheduler = parts.scheduler(base)
         return cls(base, placement, unet, scheduler)
 
     @property
@@ -127,11 +144,11 @@ class StableDiffusion:
         """sha256 over weights, number format and settings of the VAE's encoder or of the text encoder."""
         if part == "latents":
             modules = [self.vae.encoder] + ([self.vae.quant_conv] if self.vae.quant_conv is not None else [])
-            return _module_hash(modules, "vae")
+            return _module_hash(modules, _settings(self.vae))
         if self.text_trains:
             return _tokens.folder_hash(_parts(self.base).tokenizer_folder(self.base))
         files = _tokens.folder_hash(_parts(self.base).tokenizer_folder(self.base))
-        return _module_hash([self.text_encoder], files)
+        return _module_hash([self.text_encoder], files + _settings(self.text_encoder))
 
     def draw(self, example: PictureExample, random: Random) -> Draw:
         """Deal caption and mirror by the example's rules."""
@@ -151,7 +168,9 @@ class StableDiffusion:
     def encode(self, requests: Sequence[Request]) -> list[Mapping[str, Tensor]]:
         """Run the VAE or the text encoder, one row at a time: a row's bits must not depend on its neighbours."""
         return [
-            self._encode_picture(*request.payload) if request.part == "latents" else self._encode_caption(request.payload)
+            self._encode_picture(*request.payload)
+            if request.part == "latents"
+            else self._encode_caption(request.payload)
             for request in requests
         ]
 
@@ -203,19 +222,14 @@ class StableDiffusion:
     def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
         """(B, C, H, W): the UNet's output."""
         if self.text_trains:
-            states = self.text_encoder(batch.tensors["ids"].to(self.placement.device)).last_hidden_state
+            ids = batch.tensors["ids"].to(self.placement.device)
+            encoder = self.text_encoder
+            with _attention.chosen(self.placement.attention, ids.device, ids.shape[1], encoder.dtype):
+                states = encoder(ids).last_hidden_state
         else:
             states = batch.tensors["states"].to(self.placement.device)
         dtype = self.unet.dtype
-        with self._attention(noisy_BCHW):
-            return self.unet(noisy_BCHW.to(dtype), timesteps_B, states.to(dtype)).sample
-
-    def _attention(self, latents_BCHW: Tensor) -> Any:
-        heads = self.unet.config.num_attention_heads or self.unet.config.attention_head_dim
-        heads = heads[0] if isinstance(heads, list | tuple) else heads
-        width = self.unet.config.block_out_channels[0] // heads
-        positions = latents_BCHW.shape[-1] * latents_BCHW.shape[-2]
-        return _attention.chosen(self.placement.attention, self.placement.device, positions, width)
+        return self.unet(noisy_BCHW.to(dtype), timesteps_B, states.to(dtype)).sample
 
     def preview(
         self,
@@ -229,30 +243,43 @@ class StableDiffusion:
         """One picture a prompt by the base's own scheduler; row i starts from seed + i. Leaves no trace in the run."""
         import torch
 
-        modes = {child: child.training for part in (self.unet, self.text_encoder) for child in part.modules()}
-        for child in modes:
-            child.training = False
-        state = torch.get_rng_state()
-        pipeline = self.pipeline()
-        made = []
-        dtype = self.unet.dtype
-        with torch.no_grad(), torch.autocast(self.placement.device.type, dtype, enabled=dtype != torch.float32):
-            for number, prompt in enumerate(prompts):
-                generator = torch.Generator().manual_seed(seed + number)
-                output = pipeline(
-                    prompt,
-                    width=size[0],
-                    height=size[1],
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    generator=generator,
-                )
-                made.append(output.images[0])
-        torch.set_rng_state(state)
-        for child, mode in modes.items():
-            child.training = mode
-        self.release_encoders()
+        # What was let go of is let go of again; what is live stays, since LoRAs may have been added to its weights.
+        held = self._vae, self._text_encoder
+        with torch.random.fork_rng(devices=[]):
+            modes = {child: child.training for part in (self.unet, self.text_encoder) for child in part.modules()}
+            for child in modes:
+                child.training = False
+            try:
+                pipeline = self.pipeline()
+                made = [
+                    self._draw_picture(
+                        pipeline,
+                        prompt,
+                        seed + number,
+                        width=size[0],
+                        height=size[1],
+                        num_inference_steps=steps,
+                        guidance_scale=guidance,
+                    )
+                    for number, prompt in enumerate(prompts)
+                ]
+            finally:
+                for child, mode in modes.items():
+                    child.training = mode
+                self._vae, self._text_encoder = held
         return made
+
+    def _draw_picture(self, pipeline: Any, prompt: str, seed: int, **wish: Any) -> Image:
+        """Sample in the network's precision, and decode in the VAE's own: many overflow or band in 16 bits."""
+        import torch
+
+        dtype = self.unet.dtype
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            with torch.autocast(self.placement.device.type, dtype, enabled=dtype != torch.float32):
+                latents = pipeline(prompt, generator=generator, output_type="latent", **wish).images
+            pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
 
     def pipeline(self) -> Any:
         """A diffusers pipeline over the live modules."""
@@ -281,6 +308,14 @@ def _parts(base: Base) -> Any:
 
 def _sha(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def _settings(network: Any) -> str:
+    """A network's settings as text, without names and versions of what wrote them."""
+    settings = network.config if isinstance(network.config, Mapping) else network.config.to_dict()
+    hidden = {"architectures", "dtype", "transformers_version"}
+    known = {key: value for key, value in settings.items() if not key.startswith("_") and key not in hidden}
+    return json.dumps(known, sort_keys=True, default=str)
 
 
 def _module_hash(modules: Sequence[nn.Module], settings: str) -> str:

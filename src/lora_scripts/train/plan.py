@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_scripts.config.schema import RunConfig, warmup_steps
-from lora_scripts.contracts import Base
 from lora_scripts.data.order import visits
 from lora_scripts.data.record import Example
 
@@ -61,48 +60,53 @@ def make(config: RunConfig, examples: Sequence[Example], processes: int = 1) -> 
     )
 
 
+# The backward pass through a frozen network forms input gradients: about as many operations as the forward pass, and
+# the low-rank pairs and what is kept for them cost about as much again.
+PASSES = 3.0
+# Share of the measured matrix rate that convolutions and attention reach, and what a step costs besides arithmetic:
+# measured with SD 1.5's shape at 256 pixels (1.38 s, batch 1) and with the embedded model (0.19 s, batch 16).
+SHARE_OF_MATRIX_RATE = 0.3
+SECONDS_A_MICRO_BATCH = 0.08
+# Bytes of activations kept for the backward pass, per forward operation: SD 1.5's shape at 256 pixels keeps about
+# 1.5 GB for 180 GFLOP in float32.
+ACTIVATION_BYTES_PER_OPERATION = 0.0085
+CHECKPOINTED_SHARE = 0.3
+RUNTIME_BYTES = 800 << 20
+
+
 @dataclass(frozen=True)
-class Cost:
-    """A rough estimate: peak memory in bytes, and floating-point operations a step."""
+class Work:
+    """What an estimate starts from.
 
-    memory: int
-    operations: float
-
-
-# Forward operations of a network of this kind per parameter and latent position, relative to SD 1.5's: its UNet of
-# 860 M parameters takes 0.68 TFLOP forward at 64 x 64 positions, that is 0.193 per parameter and position.
-OPERATIONS_PER_PARAMETER_AND_POSITION = 0.193
-# Backward through a frozen network forms input gradients only: about as much as the forward pass again.
-BACKWARD_FACTOR = 2.0
-# Bytes of activations kept for the backward pass, per row, per bucket pixel and per square root of parameters:
-# fitted to SD 1.5's shape at 256 pixels (float32 activations, about 1.6 GB a row).
-ACTIVATION_BYTES = 0.83
-RUNTIME_BYTES = 700 << 20
-
-
-def estimate(
-    config: RunConfig, base: Base, examples: Sequence[Example], plan: Plan, *, base_bytes: int, lora: int
-) -> Cost:
-    """Estimate the peak memory and a step's operations; good to about a third.
-
-    Args:
-        base_bytes: bytes a frozen parameter takes (2 for bf16).
+    Attributes:
+        parameters: of the frozen network that runs in every step.
+        encoder_parameters: of the frozen encoders, which are gone once their outputs are cached.
         lora: trained parameters.
+        operations: forward operations by group of examples.
+        counts: visits an epoch by group.
+        base_bytes: bytes a frozen parameter takes.
     """
-    trunk = base.parameters.get("unet", sum(base.parameters.values()))
-    areas = [_area(example.group) for example in examples]
-    mean_area, largest = sum(areas) / len(areas), max(areas)
-    text = base.parameters.get("text_encoder", 0) if config.train_text_encoder.enabled else 0
-    activations = ACTIVATION_BYTES * config.batch_size * largest * trunk**0.5 * (base_bytes / 4)
-    if config.gradient_checkpointing:
-        activations *= 0.3
-    memory = RUNTIME_BYTES + (trunk + text) * base_bytes + lora * 4 * 4 + activations
-    encoders = (base.parameters.get("vae", 0) + base.parameters.get("text_encoder", 0)) * 4
-    forward = OPERATIONS_PER_PARAMETER_AND_POSITION * trunk * mean_area / 64
-    return Cost(int(max(memory, memory - activations + encoders)), forward * BACKWARD_FACTOR * plan.step_size)
+
+    parameters: int
+    encoder_parameters: int
+    lora: int
+    operations: Mapping[Hashable, float]
+    counts: Mapping[Hashable, int]
+    base_bytes: int
 
 
-def _area(group: object) -> float:
-    if isinstance(group, tuple) and len(group) == 2:
-        return float(group[0] * group[1])
-    return 1.0
+def estimate_memory(config: RunConfig, work: Work) -> int:
+    """Estimate the peak bytes: either while the encoders run, or in a step of the largest group."""
+    kept = ACTIVATION_BYTES_PER_OPERATION * max(work.operations.values()) * config.batch_size * work.base_bytes / 4
+    kept *= CHECKPOINTED_SHARE if config.gradient_checkpointing else 1.0
+    # A trained parameter has a gradient and two moments beside it.
+    standing = RUNTIME_BYTES + work.parameters * work.base_bytes + work.lora * 4 * 4
+    return int(standing + max(kept, work.encoder_parameters * 4))
+
+
+def estimate_seconds(plan: Plan, work: Work, rate: float) -> float:
+    """Estimate the run's seconds on a machine that does `rate` operations a second in a matrix product."""
+    visits_an_epoch = sum(work.counts.values())
+    mean = sum(work.operations[group] * count for group, count in work.counts.items()) / visits_an_epoch
+    arithmetic = PASSES * mean * plan.step_size / (rate * SHARE_OF_MATRIX_RATE)
+    return plan.steps * (arithmetic + SECONDS_A_MICRO_BATCH * plan.accumulation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def export(work: Path, folder: Path) -> None:
     for name in ("unet", "vae", "text_encoder"):
         shutil.rmtree(folder / name, ignore_errors=True)
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=SHARD)
+    # The weights are half the size on disk, but plain `from_pretrained` should run on a CPU: diffusers loads float32
+    # unless told otherwise, transformers what the config says.
+    _change(folder / "text_encoder" / "config.json", dtype="float32")
+    _change(folder / "vae" / "config.json", _name_or_path="")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
     for name in ("vocab.json", "merges.txt"):
         shutil.copyfile(work / "tokenizer" / name, folder / "tokenizer" / name)
     _, rows = load_pictures(work)
@@ -50,3 +57,9 @@ def export(work: Path, folder: Path) -> None:
     shutil.copyfile(work / "training_log.jsonl", folder / "training_log.jsonl")
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"step {stage.step}: {total / 1e6:.1f} MB, {len(names)} concepts")
+
+
+def _change(path: Path, **values: str) -> None:
+    """Set values of a JSON file; an empty one removes the key."""
+    settings = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value != ""}, indent=2) + "\n")
