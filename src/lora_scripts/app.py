@@ -111,6 +111,7 @@ def _train(
         }
     started = time.time()
     record["state"] = "running"
+    record["resolved"] = _resolved(prepared, machine)
     record["sessions"].append({"started": started})
     folder.write_record(record)
     run = assembly.build(prepared, family, machine, Cache(cache_folder(config)), base_hash)
@@ -129,6 +130,28 @@ def _train(
     if finished.stopped:
         raise Stopped("train.stopped", exit_code=run.signals.exit_code, step=finished.step, total=finished.total)
     return Outcome(prepared, folder.path, files, finished.step)
+
+
+def _resolved(prepared: Prepared, machine: Any) -> dict[str, Any]:
+    """What the config left to the program, as it was decided."""
+    config, plan = prepared.config, prepared.plan
+    return {
+        "name": config.resolved_name,
+        "family": prepared.base.family,
+        "objective": prepared.objective,
+        "prediction_type": prepared.base.prediction_type,
+        "resolution": list(prepared.base.sizes(config.resolution).resolutions),
+        "lora_alpha": config.resolved_alpha,
+        "lora_targets": {component: list(patterns) for component, patterns in prepared.targets.items()},
+        "gradient_accumulation": plan.accumulation,
+        "steps": plan.steps,
+        "warmup": plan.warmup,
+        "base_precision": str(machine.precision.base).removeprefix("torch."),
+        "mixed_precision": machine.precision.mixed,
+        "device": str(machine.accelerator.device),
+        "processes": machine.accelerator.num_processes,
+        "cache_dir": str(cache_folder(config)),
+    }
 
 
 def _close(record: dict[str, Any], folder: RunFolder, state: str, started: float, step: int) -> None:

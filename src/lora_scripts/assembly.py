@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -226,7 +227,7 @@ def _loader(prepared: Prepared, family: Family, examples: Sequence[Any], cache: 
 
 
 def _wish(prepared: Prepared) -> Wish:
-    """What previews draw: the config's prompts, else captions spread evenly over the data."""
+    """What previews draw: the config's prompts, else captions spread evenly over the data, at the commonest size."""
     section = prepared.config.preview
     prompts = section.prompts
     if not prompts:
@@ -235,6 +236,6 @@ def _wish(prepared: Prepared) -> Wish:
         prompts = tuple(captions[::spread][: section.count])
         trigger = prepared.config.caption.trigger
         prompts = tuple(p if trigger in p else f"{trigger}, {p}" for p in prompts)
-    side = prepared.base.sizes(prepared.config.resolution).resolutions[0]
-    side = max(prepared.base.multiple, side // prepared.base.multiple * prepared.base.multiple)
-    return Wish(prompts, (side, side), section.seed, section.steps, section.guidance)
+    sizes = Counter(example.group for example in prepared.examples)
+    size: Any = sizes.most_common(1)[0][0]
+    return Wish(prompts, size, section.seed, section.steps, section.guidance)

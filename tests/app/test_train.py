@@ -15,6 +15,7 @@ from lora_scripts.config.load import load
 from lora_scripts.errors import BaseModelError, ConfigError, DataError, LockError, Stopped
 from lora_scripts.events import Command, Stepped
 from lora_scripts.runs import RunFolder
+from tests import tiny
 
 FILES = ("out.safetensors", "pytorch_lora_weights.safetensors")
 
@@ -216,3 +217,48 @@ def test_three_micro_batch_splits_give_equal_weights(config_file, tmp_path, monk
     assert all(tensor.dtype == torch.float64 for tensor in weights[0].values()) and len(weights[0]) > 20
     for other in weights[1:]:
         assert max((weights[0][k] - other[k]).abs().max() for k in weights[0]) < 1e-10
+
+
+NINE = """\
+train_data_dir: "{pictures}"
+metadata_path: "{pictures}/metadata.csv"
+base_model: "{base}"
+lora_rank: 8
+batch_size: 4
+epochs: 1
+learning_rate: 2e-4
+output_dir: "{out}"
+save_steps: 100
+"""
+
+
+def test_the_nine_keys_with_a_single_file_offline(pictures, tmp_path, command):
+    """The original layout, no network, nothing but the nine keys; the WebUI's line at the end."""
+    base = tiny.tiny_single_file(tmp_path / "v1-5-pruned.safetensors", dtype=torch.float16)
+    config = tmp_path / "my_lora_config.yaml"
+    config.write_text(NINE.format(pictures=pictures, base=base, out=tmp_path / "my_style_lora"))
+    done = command("train", "--config", config)
+    assert done.returncode == 0, done.stderr
+    assert "<lora:my_style_lora:0.8>" in done.stdout and "models/Lora" in done.stdout
+    assert done.stderr == ""
+    assert (tmp_path / "my_style_lora" / "my_style_lora.safetensors").exists()
+    record = json.loads((tmp_path / "my_style_lora" / "run.json").read_text())
+    assert record["resolved"]["prediction_type"] == "epsilon" and record["resolved"]["gradient_accumulation"] == 1
+
+
+@pytest.mark.slow
+def test_the_nine_keys_with_a_file_of_full_size(pictures, tmp_path, command):
+    from tests.families.test_sd import _write_full
+
+    base = tmp_path / "v1-5-pruned.safetensors"
+    _write_full(base)
+    config = tmp_path / "my_lora_config.yaml"
+    config.write_text(NINE.format(pictures=pictures, base=base, out=tmp_path / "full"))
+    for number, picture in enumerate(sorted(pictures.glob("*.png"))):
+        from PIL import Image
+
+        Image.new("RGB", (128, 128), (40 * number, 90, 200)).save(picture)
+    over = ["--set", "resolution=128", "--set", "preview=false", "--set", "batch_size=1"]
+    done = command("train", "--config", config, *over, "--set", "lora_targets=attention")
+    assert done.returncode == 0, done.stderr
+    assert len(load_file(tmp_path / "full" / "full.safetensors")) == 3 * 128
