@@ -204,11 +204,10 @@ def _check_adapter(config: RunConfig, base: Base, family: type[Family], targets:
 
         files.check(config.init_lora, rank=config.lora_rank, components=targets)
     if isinstance(config.lora_targets, tuple):
-        from lora_scripts.adapters.inject import matching
+        from lora_scripts.adapters.inject import choose
 
         modules = family.skeleton(base)
-        for component, patterns in targets.items():
-            matching(component, modules[component], patterns)
+        choose({component: modules[component] for component in targets}, targets)
 
 
 def _objective(config: RunConfig, family: type[Family]) -> str:

@@ -12,7 +12,7 @@ Diffusion 1.5's shape they equal the public ones key for key. Names are translat
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ def recognise(path: Path, said: str = "") -> Base | None:
     """
     _kinds.refuse_pickle(path)
     file = _open(path)
-    has_unet = f"{UNET}input_blocks.0.0.weight" in file.shapes
+    has_unet = _has(file, f"{UNET}input_blocks.")
     _kinds.refuse_others(path, file.shapes, has_unet=has_unet)
     if not has_unet:
         return None
@@ -87,6 +87,8 @@ def _settings(file: TensorFile) -> tuple[dict[str, Any], dict[str, Any], dict[st
         raise BaseModelError("base.part_missing", path=path, part=error.args[0]) from error
     except (IndexError, ValueError) as error:
         raise BaseModelError("base.part_missing", path=path, part=f"{UNET}*") from error
+    if not unet["block_out_channels"]:
+        raise BaseModelError("base.part_missing", path=path, part=f"{UNET}input_blocks.*")
     if unet["in_channels"] != unet["out_channels"]:
         raise BaseModelError("base.inpainting", path=path, channels=unet["in_channels"])
     sizes = (unet["cross_attention_dim"], unet["in_channels"])
@@ -258,7 +260,7 @@ def unet(base: Base, dtype: torch.dtype) -> Any:
     names = [name for name in file.shapes if name.startswith(UNET)]
     placeholders = {name: torch.empty(file.shapes[name], device="meta") for name in names}
     source = {id(tensor): name for name, tensor in placeholders.items()}
-    translated = convert_ldm_unet_checkpoint(dict(placeholders), dict(model.config))
+    translated = _translated(base.path, convert_ldm_unet_checkpoint, dict(placeholders), dict(model.config))
     wanted: dict[str, list[str]] = {}
     for target, tensor in translated.items():
         if id(tensor) not in source:
@@ -282,7 +284,7 @@ def vae(base: Base, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         model = AutoencoderKL.from_config(vae_config_of(file))
     tensors = dict(file.read(name for name in file.shapes if name.startswith(VAE)))
-    state = convert_ldm_vae_checkpoint(tensors, dict(model.config))
+    state = _translated(base.path, convert_ldm_vae_checkpoint, tensors, dict(model.config))
     _assign(model, {name: tensor.to(dtype) for name, tensor in state.items()}, base.path)
     return model.eval()
 
@@ -305,12 +307,20 @@ def text_encoder(base: Base, dtype: torch.dtype) -> Any:
         last = f"{TEXT2}transformer.resblocks.{config['num_hidden_layers']}."
         unused = (last, f"{TEXT2}text_projection", f"{TEXT2}logit_scale")
         names = [n for n in file.shapes if n.startswith(TEXT2) and not n.startswith(unused)]
-        state = convert_open_clip_checkpoint(model, dict(file.read(names)))
+        state = _translated(base.path, convert_open_clip_checkpoint, model, dict(file.read(names)))
     # transformers nests the model below "text_model." or not, by version.
     front = "text_model." if any(name.startswith("text_model.") for name in model.state_dict()) else ""
     state = {front + name.removeprefix("text_model."): tensor.to(dtype) for name, tensor in state.items()}
     _assign(model, state, base.path)
     return model.eval()
+
+
+def _translated(path: Path, convert: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Let diffusers translate names, which it looks up without asking whether they are there, or takes None for."""
+    try:
+        return {name: tensor for name, tensor in convert(*arguments).items() if tensor is not None}
+    except KeyError as error:
+        raise BaseModelError("base.part_missing", path=path, part=error.args[0]) from error
 
 
 def _assign(model: Any, state: Mapping[str, Any], path: Path) -> None:
