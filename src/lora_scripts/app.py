@@ -13,12 +13,13 @@ from typing import Any
 
 from lora_scripts import identity
 from lora_scripts.config.schema import RunConfig
-from lora_scripts.contracts import Placement
 from lora_scripts.data.cache import Cache
 from lora_scripts.errors import LoraScriptsError, Stopped
 from lora_scripts.events import Failed
 from lora_scripts.preparation import Prepared, cache_folder, file_names, prepare
-from lora_scripts.runs import RunFolder
+from lora_scripts.runs import SCHEMA_VERSION, RunFolder
+from lora_scripts.train import checkpoint
+from lora_scripts.train.memory import peak_bytes
 
 log = logging.getLogger("lora_scripts")
 Tell = Callable[..., None]
@@ -80,56 +81,68 @@ def processes() -> int:
 def _train(
     prepared: Prepared, folder: RunFolder, names: Mapping[str, str], listeners: Sequence[Any], say: Tell
 ) -> Outcome:
+    config = prepared.config
+    files = {name: folder.path / file for name, file in names.items()}
+    base_hash = prepared.family.weights_hash(prepared.base)
+    record = _known_run(prepared, folder, base_hash)
+    if record is not None and record["state"] == "finished" and all(path.exists() for path in files.values()):
+        return Outcome(prepared, folder.path, files, prepared.plan.steps, already=True)
     from lora_scripts import assembly, finishing
 
-    config = prepared.config
-    record = folder.record()
     say("train.loading", base=prepared.base.name)
     machine = assembly.machine(config)
-    placement = Placement(
-        device=machine.accelerator.device,
-        base_dtype=machine.precision.base,
-        encoder_dtype=assembly.ENCODER_DTYPE,
-        attention=config.attention,
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
-    family = prepared.family.load(prepared.base, placement)
-    base_hash = family.weights_hash()
-    files = {name: folder.path / file for name, file in names.items()}
-    if record is not None:
-        identity.check_same(record, config, prepared.scan.examples, base_hash)
-        if record["state"] == "finished" and all(path.exists() for path in files.values()):
-            return Outcome(prepared, folder.path, files, prepared.plan.steps, already=True)
-    else:
-        record = {
-            "schema": 1,
-            "config": identity.config_facts(config),
-            "data": identity.data_facts(prepared.scan.examples),
-            "base": {"name": prepared.base.name, "family": prepared.base.family, "hash": base_hash},
-            "environment": identity.environment(),
-            "sessions": [],
-        }
-    started = time.time()
-    record["state"] = "running"
-    record["resolved"] = _resolved(prepared, machine)
-    record["sessions"].append({"started": started})
+    record = record or _new_record(prepared, base_hash)
+    record |= {"state": "running", "resolved": _resolved(prepared, machine)}
+    session: dict[str, Any] = {"started": time.time()}
+    record["sessions"].append(session)
     folder.write_record(record)
-    run = assembly.build(prepared, family, machine, Cache(cache_folder(config)), base_hash)
-    assembly.resume(run, folder, say)
-    hub = assembly.listen(run, folder, listeners, say)
+    run = None
+    state = "failed"
     try:
+        run = assembly.build(prepared, machine, Cache(cache_folder(config)), base_hash)
+        assembly.resume(run, folder, say)
+        assembly.listen(run, folder, listeners, say)
         finished = run.trainer.fit(run.loader.largest())
         if not finished.stopped:
             finishing.export(run, files, say)
+        state = "stopped" if finished.stopped else "finished"
     except LoraScriptsError as error:
-        hub.emit(Failed(run.trainer.done, str(error)))
-        _close(record, folder, "failed", started, run.trainer.done)
+        if run is not None:
+            run.hub.emit(Failed(run.trainer.done, str(error)))
         raise
-    state = "stopped" if finished.stopped else "finished"
-    _close(record, folder, state, started, run.trainer.done)
+    finally:
+        if run is not None:
+            run.signals.restore()
+            session["step"] = run.trainer.done
+        session |= {"seconds": round(time.time() - session["started"], 2), "peak_bytes": peak_bytes()}
+        record["state"] = state
+        folder.write_record(record)
     if finished.stopped:
         raise Stopped("train.stopped", exit_code=run.signals.exit_code, step=finished.step, total=finished.total)
     return Outcome(prepared, folder.path, files, finished.step)
+
+
+def _known_run(prepared: Prepared, folder: RunFolder, base_hash: str) -> dict[str, Any] | None:
+    """Return the record of the run to carry on, or None for a new one; a changed run is refused by name.
+
+    A run that never saved has nothing to lose: it starts over, with whatever the config says now.
+    """
+    record = folder.record()
+    if record is None or (record["state"] != "finished" and not checkpoint.steps(folder.checkpoints)):
+        return None
+    identity.check_same(record, prepared.config, prepared.scan.examples, base_hash)
+    return record
+
+
+def _new_record(prepared: Prepared, base_hash: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA_VERSION,
+        "config": identity.config_facts(prepared.config),
+        "data": identity.data_facts(prepared.scan.examples),
+        "base": {"name": prepared.base.name, "family": prepared.base.family, "hash": base_hash},
+        "environment": identity.environment(),
+        "sessions": [],
+    }
 
 
 def _resolved(prepared: Prepared, machine: Any) -> dict[str, Any]:
@@ -152,14 +165,6 @@ def _resolved(prepared: Prepared, machine: Any) -> dict[str, Any]:
         "processes": machine.accelerator.num_processes,
         "cache_dir": str(cache_folder(config)),
     }
-
-
-def _close(record: dict[str, Any], folder: RunFolder, state: str, started: float, step: int) -> None:
-    from lora_scripts.train.memory import peak_bytes
-
-    record["state"] = state
-    record["sessions"][-1] |= {"seconds": round(time.time() - started, 2), "step": step, "peak_bytes": peak_bytes()}
-    folder.write_record(record)
 
 
 @contextmanager

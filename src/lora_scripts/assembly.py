@@ -16,7 +16,7 @@ from lora_scripts.adapters import files as adapter_files
 from lora_scripts.adapters.adapter import Adapter
 from lora_scripts.adapters.inject import Injected, inject
 from lora_scripts.config.schema import RunConfig
-from lora_scripts.contracts import Family, Objective
+from lora_scripts.contracts import Family, Objective, Placement
 from lora_scripts.data.cache import Cache
 from lora_scripts.preparation import Prepared, describe
 from lora_scripts.runs import RunFolder
@@ -81,9 +81,17 @@ def machine(config: RunConfig) -> Machine:
     return Machine(Accelerator(mixed_precision=precision.mixed), precision)
 
 
-def build(prepared: Prepared, family: Family, machine: Machine, cache: Cache, base_hash: str) -> Run:
-    """Put the parts together; nothing has been trained or resumed yet."""
+def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) -> Run:
+    """Load the base and put the parts together; nothing has been trained or resumed yet."""
     config, plan = prepared.config, prepared.plan
+    placement = Placement(
+        device=machine.accelerator.device,
+        base_dtype=machine.precision.base,
+        encoder_dtype=ENCODER_DTYPE,
+        attention=config.attention,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
+    family = prepared.family.load(prepared.base, placement)
     torch.manual_seed(config.seed)
     family.train_components(tuple(prepared.targets))
     modules = {name: module for name, module in family.trainable().items() if name in prepared.targets}
@@ -192,6 +200,7 @@ def _preview(run: Run, folder: RunFolder) -> Preview:
         folder.previews,
         run.family,
         _wish(run.prepared),
+        at=run.prepared.plan.saves,
         off=run.injected.disabled,
         averaged=run.averaged,
         emit=run.hub.emit,

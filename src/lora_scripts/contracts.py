@@ -170,7 +170,8 @@ class Family(Protocol):
     def operations(cls, base: Base, modules: Mapping[str, nn.Module], group: Any) -> float:
         """Floating-point operations of one forward pass of one row of this group, counted on `skeleton`'s modules."""
 
-    def weights_hash(self) -> str:
+    @classmethod
+    def weights_hash(cls, base: Base) -> str:
         """sha256 over the base's weights, however they are stored."""
 
     def trainable(self) -> Mapping[str, nn.Module]:

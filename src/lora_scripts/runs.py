@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.errors import ConfigError, LockError
+from lora_scripts.errors import CheckpointError, ConfigError, LockError
 from lora_scripts.files import cannot_write, write_bytes
 
 SCHEMA_VERSION = 1
@@ -61,11 +61,15 @@ class RunFolder:
     def record(self) -> dict[str, Any] | None:
         """Return run.json, or None where no run was started."""
         try:
-            return json.loads(self.record_path.read_text(encoding="utf-8"))
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+            schema = int(record["schema"])
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigError("train.record_broken", path=self.record_path) from error
+        if schema > SCHEMA_VERSION:
+            raise CheckpointError("train.newer_version", path=self.record_path, version=schema, known=SCHEMA_VERSION)
+        return record
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace run.json atomically."""

@@ -26,6 +26,8 @@ from tests import tiny
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.float32)
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer."
 WORDS, FIRST_CROSS = "embeddings.token_embedding.weight", "input_blocks.1.1.transformer_blocks.0.attn2"
+# Whether a block attends is read off this one.
+FIRST_NORM = f"{UNET}input_blocks.1.1.norm.weight"
 Change = Callable[[Path], Any]
 
 
@@ -145,7 +147,7 @@ def test_no_single_tensor_may_be_missing(tmp_path, version):
     path = tmp_path / "x.safetensors"
     whole = load_file(tiny.tiny_single_file(path, version))
     unused = ("cond_stage_model.model.transformer.resblocks.2.",)
-    names = sorted(name for name in whole if not name.startswith(unused))[::23]
+    names = [FIRST_NORM, *sorted(name for name in whole if not name.startswith(unused))[::23]]
     for name in names:
         save_file({other: tensor for other, tensor in whole.items() if other != name}, path)
         with pytest.raises(BaseModelError) as caught:
@@ -153,7 +155,7 @@ def test_no_single_tensor_may_be_missing(tmp_path, version):
             family = StableDiffusion.load(replace(base, prediction_type="epsilon"), PLACEMENT)
             assert family.vae is not None
             assert family.text_encoder is not None
-        assert caught.value.code in ("base.part_missing", "base.parts_differ"), name
+        assert caught.value.code in ("base.part_missing", "base.parts_differ", "base.untranslated"), name
     assert len(names) >= 10
 
 

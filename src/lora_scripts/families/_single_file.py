@@ -266,6 +266,10 @@ def unet(base: Base, dtype: torch.dtype) -> Any:
         if id(tensor) not in source:
             raise BaseModelError("base.untranslated", path=base.path, name=target)
         wanted.setdefault(source[id(tensor)], []).append(target)
+    # What the settings have no place for was misread: an attention that lacks its first tensor looks like none.
+    unplaced = sorted(translated.keys() - model.state_dict().keys())
+    if unplaced:
+        raise BaseModelError("base.untranslated", path=base.path, name=unplaced[0])
     state = {}
     for name, tensor in file.read(wanted):
         for target in wanted[name]:

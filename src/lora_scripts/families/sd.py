@@ -128,9 +128,10 @@ class StableDiffusion:
             self._tokenizer = _parts(self.base).tokenizer(self.base)
         return self._tokenizer
 
-    def weights_hash(self) -> str:
+    @classmethod
+    def weights_hash(cls, base: Base) -> str:
         """sha256 over the bytes of the base's weight files, in the order of their names."""
-        return _parts(self.base).weights_hash(self.base)
+        return _parts(base).weights_hash(base)
 
     def trainable(self) -> Mapping[str, nn.Module]:
         """The UNet and the text encoder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ class Preview:
 
     Args:
         folder: output_dir/previews.
+        at: the planned saves; one made because the run is stopped is not drawn, so that stopping is quick.
         off: context manager in which the adapter has no effect.
         averaged: context manager in which the weights to be exported are live.
         emit: where `Previewed` goes.
@@ -45,17 +46,18 @@ class Preview:
         family: Any,
         wish: Wish,
         *,
+        at: Collection[int],
         off: Callable[[], AbstractContextManager],
         averaged: Callable[[], AbstractContextManager],
         emit: Callable[[Event], object],
     ):
         self.folder, self.family, self.wish = folder, family, wish
-        self.off, self.averaged, self.emit = off, averaged, emit
+        self.at, self.off, self.averaged, self.emit = frozenset(at), off, averaged, emit
         self._before: Sequence[Image] | None = None
 
     def __call__(self, event: Event) -> Command | None:
         """Draw after a save."""
-        if isinstance(event, Saved):
+        if isinstance(event, Saved) and event.step in self.at:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"step-{event.step}.png"
             if self._before is None:

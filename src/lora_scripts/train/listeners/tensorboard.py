@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.events import Command, EpochEnded, Evaluated, Event, Finished, Previewed, Stepped
+from lora_scripts.events import Command, EpochEnded, Evaluated, Event, Failed, Finished, Previewed, Stepped
 
 
 class TensorBoard:
@@ -34,7 +34,7 @@ class TensorBoard:
             self.writer.add_scalar("validation/loss", event.loss, event.step)
         elif isinstance(event, Previewed):
             self._picture(event)
-        elif isinstance(event, Finished):
+        elif isinstance(event, Finished | Failed):
             self.writer.close()
         return None
 
