@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,22 @@ def train(
     folder = RunFolder(config.output_dir)
     folder.check()
     prepared = prepared or prepare(config, processes())
-    with folder.owned():
+    with folder.owned() if is_main() else nullcontext():
         names = file_names(prepared)
-        if restart:
+        if restart and is_main():
             folder.clear(tuple(names.values()))
-        with _logged(folder):
+        with _logged(folder) if is_main() else nullcontext():
             return _train(prepared, folder, names, listeners, say)
 
 
 def processes() -> int:
     """Return how many processes train together (set by torchrun or accelerate launch)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Say whether this is the one process that owns the output folder and writes to it."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _train(
@@ -95,7 +100,8 @@ def _train(
     record |= {"state": "running", "resolved": _resolved(prepared, machine)}
     session: dict[str, Any] = {"started": time.time()}
     record["sessions"].append(session)
-    folder.write_record(record)
+    if is_main():
+        folder.write_record(record)
     run = None
     state = "failed"
     try:
@@ -116,7 +122,8 @@ def _train(
             session["step"] = run.trainer.done
         session |= {"seconds": round(time.time() - session["started"], 2), "peak_bytes": peak_bytes()}
         record["state"] = state
-        folder.write_record(record)
+        if is_main():
+            folder.write_record(record)
     if finished.stopped:
         raise Stopped("train.stopped", exit_code=run.signals.exit_code, step=finished.step, total=finished.total)
     return Outcome(prepared, folder.path, files, finished.step)

@@ -32,6 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     RunFolder(config.output_dir).check()
     prepared = prepare(config, app.processes())
+    if not app.is_main():
+        app.train(config, prepared=prepared, restart=arguments.restart)
+        return 0
     for line in _plan_table.lines(prepared):
         console.line(line)
     from lora_scripts.train.listeners.console import Progress
