@@ -113,7 +113,7 @@ def sample(base: Base, order: Order, out: Path, tell: Callable[[Path], None]) ->
 
     device = PartialState().device
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    placement = Placement(device=device, base_dtype=dtype, encoder_dtype=dtype)
+    placement = Placement(device=device, base_dtype=dtype, encoder_dtype=torch.float32)
     family = registry.load("families", base.family).plugin.load(base, placement)
     size = order.size or (base.resolution, base.resolution)
     out.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,26 @@ def test_gradient_checkpointing_finds_the_same_kernel_again(single, dtype, atten
     assert plain.abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(("side", "expected"), [(8, {True}), (16, {True, False})])
+def test_every_attention_of_the_network_is_under_the_rule(single, monkeypatch, side, expected):
+    """Each call is asked which kernels it may use: with 16 x 16 positions, the outer blocks are above the limit."""
+    family = StableDiffusion.load(StableDiffusion.recognise(single), Placement(CPU, torch.bfloat16, torch.float32))
+    seen: list[tuple[int, bool]] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(query, *rest, **more):
+        seen.append((query.shape[2], set(_cur_sdpa_kernel_backends()) == {SDPBackend.MATH}))
+        return attend(query, *rest, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    batch = Batch(1.0, torch.ones(1), {"states": torch.zeros(1, 77, tiny.TEXT_WIDTH)}, [], ["x"])
+    with torch.no_grad():
+        family.predict(torch.zeros(1, 4, side, side), torch.tensor([5]), batch)
+    assert len(seen) == 2 * 4
+    assert {is_math for _, is_math in seen} == expected
+    assert all(is_math == (positions <= _attention.FEW_POSITIONS) for positions, is_math in seen)
+
+
 def test_kernels_agree_up_to_rounding(single):
     math = gradients(single, checkpointing=False, dtype=torch.float32, attention="math")
     flash = gradients(single, checkpointing=False, dtype=torch.float32, attention="flash")

@@ -153,7 +153,7 @@ def _parse(path: Path, text: bytes) -> tuple[Header, int]:
         tensors = {k: TensorInfo(v["dtype"], tuple(map(int, v["shape"]))) for k, v in entries.items()}
         end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
         return Header({str(k): str(v) for k, v in metadata.items()}, tensors), end
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise BaseModelError("adapter.not_safetensors", path=path) from error
 
 
