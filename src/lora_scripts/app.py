@@ -67,10 +67,10 @@ def train(
     prepared = prepared or prepare(config, processes())
     with folder.owned() if is_main() else nullcontext():
         names = file_names(prepared)
-        if restart and is_main():
-            folder.clear(tuple(names.values()))
+        if is_main():
+            folder.sweep()
         with _logged(folder) if is_main() else nullcontext():
-            return _train(prepared, folder, names, listeners, say)
+            return _train(prepared, folder, names, listeners, say, restart=restart)
 
 
 def processes() -> int:
@@ -84,28 +84,37 @@ def is_main() -> bool:
 
 
 def _train(
-    prepared: Prepared, folder: RunFolder, names: Mapping[str, str], listeners: Sequence[Any], say: Tell
+    prepared: Prepared,
+    folder: RunFolder,
+    names: Mapping[str, str],
+    listeners: Sequence[Any],
+    say: Tell,
+    *,
+    restart: bool,
 ) -> Outcome:
     config = prepared.config
     files = {name: folder.path / file for name, file in names.items()}
     base_hash = prepared.family.weights_hash(prepared.base)
-    record = _known_run(prepared, folder, base_hash)
+    record = None if restart else _known_run(prepared, folder, base_hash)
     if record is not None and record["state"] == "finished" and all(path.exists() for path in files.values()):
         return Outcome(prepared, folder.path, files, prepared.plan.steps, already=True)
     from lora_scripts import assembly, finishing
 
     say("train.loading", base=prepared.base.name)
     machine = assembly.machine(config)
+    run = assembly.build(prepared, machine, Cache(cache_folder(config)), base_hash)
+    assembly.fill(run, say)
+    # Only now is an earlier run forgotten: nothing that could still refuse this one comes after.
+    if restart and is_main():
+        folder.clear()
     record = record or _new_record(prepared, base_hash)
-    record |= {"state": "running", "resolved": _resolved(prepared, machine)}
+    record |= {"state": "running", "files": list(names.values()), "resolved": _resolved(prepared, machine)}
     session: dict[str, Any] = {"started": time.time()}
     record["sessions"].append(session)
     if is_main():
         folder.write_record(record)
-    run = None
     state = "failed"
     try:
-        run = assembly.build(prepared, machine, Cache(cache_folder(config)), base_hash)
         assembly.resume(run, folder, say)
         assembly.listen(run, folder, listeners, say)
         finished = run.trainer.fit(run.loader.largest())
@@ -113,14 +122,15 @@ def _train(
             finishing.export(run, files, say)
         state = "stopped" if finished.stopped else "finished"
     except LoraScriptsError as error:
-        if run is not None:
-            run.hub.emit(Failed(run.trainer.done, str(error)))
+        run.hub.emit(Failed(run.trainer.done, str(error)))
         raise
     finally:
-        if run is not None:
-            run.signals.restore()
-            session["step"] = run.trainer.done
-        session |= {"seconds": round(time.time() - session["started"], 2), "peak_bytes": peak_bytes()}
+        run.signals.restore()
+        session |= {
+            "step": run.trainer.done,
+            "seconds": round(time.time() - session["started"], 2),
+            "peak_bytes": peak_bytes(),
+        }
         record["state"] = state
         if is_main():
             folder.write_record(record)

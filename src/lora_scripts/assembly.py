@@ -135,8 +135,8 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
     )
 
 
-def resume(run: Run, folder: RunFolder, say: Any) -> None:
-    """Fill the cache, let go of the encoders, and continue from the newest whole checkpoint."""
+def fill(run: Run, say: Any) -> None:
+    """Fill the cache for all epochs and let go of the encoders."""
     config = run.prepared.config
     progress = lambda part, done, total: say("train.encoding", part=part, done=done, total=total)  # noqa: E731
     filled = run.loader.fill(config.epochs, tell=progress)
@@ -146,10 +146,15 @@ def resume(run: Run, folder: RunFolder, say: Any) -> None:
         reused, made = reused + more.reused, made + more.made
     say("train.cache", reused=reused, made=made)
     run.family.release_encoders()
+
+
+def resume(run: Run, folder: RunFolder, say: Any) -> None:
+    """Continue from the newest whole checkpoint, where there is one."""
     found = checkpoint.load_newest(folder.checkpoints, lambda code, params: say(code, **params))
     if found is not None:
         state.restore(run.trainer, found)
-        run.advice.load_state_dict(found.facts["advice"])
+        if isinstance(found.facts.get("advice"), dict):
+            run.advice.load_state_dict(found.facts["advice"])
         say("train.resuming", step=found.step, total=run.prepared.plan.steps)
 
 

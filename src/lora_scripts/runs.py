@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts.errors import CheckpointError, ConfigError, LockError
-from lora_scripts.files import cannot_write, write_bytes
+from lora_scripts.files import STAGED_PREFIX, cannot_write, write_bytes
 
 SCHEMA_VERSION = 1
 OWN_FILES = frozenset({"run.json", "events.jsonl", "train.log", ".lock"})
 OWN_FOLDERS = frozenset({"logs", "checkpoints", "previews", "control"})
+# What a run leaves that ended before it began; everything else is ours only where run.json says so.
+FIRST_FILES = frozenset({".lock", "train.log"})
+RECORD_KEYS = frozenset({"config", "data", "base", "state", "sessions"})
 
 
 class RunFolder:
@@ -53,7 +56,9 @@ class RunFolder:
         if not self.path.is_dir() or self.record_path.exists():
             return
         foreign = sorted(
-            entry.name for entry in self.path.iterdir() if entry.name not in OWN_FILES and entry.name not in OWN_FOLDERS
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in FIRST_FILES and not entry.name.startswith(STAGED_PREFIX)
         )
         if foreign:
             raise ConfigError("config.output_foreign", path=self.path, names=", ".join(foreign[:4]))
@@ -63,9 +68,11 @@ class RunFolder:
         try:
             record = json.loads(self.record_path.read_text(encoding="utf-8"))
             schema = int(record["schema"])
+            if not RECORD_KEYS <= record.keys() or not isinstance(record["sessions"], list):
+                raise ValueError
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError("train.record_broken", path=self.record_path) from error
         if schema > SCHEMA_VERSION:
             raise CheckpointError("train.newer_version", path=self.record_path, version=schema, known=SCHEMA_VERSION)
@@ -75,11 +82,19 @@ class RunFolder:
         """Replace run.json atomically."""
         write_bytes(self.record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
-    def clear(self, lora_names: tuple[str, ...]) -> None:
-        """Remove what an earlier run of ours left (for --restart)."""
+    def sweep(self) -> None:
+        """Remove what a kill between writing and renaming left."""
+        for path in self.path.glob(f"{STAGED_PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove what an earlier run of ours left (for --restart): only where its record stands."""
+        record = self.record()
+        if record is None:
+            return
         for name in OWN_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (OWN_FILES - {".lock"}) | set(lora_names):
+        for name in (OWN_FILES - FIRST_FILES) | {Path(name).name for name in record.get("files", [])}:
             (self.path / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager

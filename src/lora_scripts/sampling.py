@@ -13,9 +13,10 @@ from lora_scripts import registry
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.contracts import Base, Placement
 from lora_scripts.errors import BaseModelError, ConfigError
-from lora_scripts.files import replace_file
+from lora_scripts.files import cannot_write, replace_file
 from lora_scripts.preparation import file_names, find_base
 
+MAX_STRENGTH = 100
 TAG = re.compile(r"<lora:([^:>]+)(?::([^>]*))?>")
 
 
@@ -61,12 +62,20 @@ def parse_lora(value: str) -> Lora:
     if not path.exists() and ":" in value:
         head, _, tail = value.rpartition(":")
         try:
-            path, strength = Path(head), float(tail)
+            path, strength = Path(head), _strength(tail)
         except ValueError as error:
             raise ConfigError("cli.sample.bad_strength", value=value) from error
     if not path.exists():
         raise BaseModelError("cli.sample.no_lora_file", path=path)
     return Lora(path, strength)
+
+
+def _strength(text: str) -> float:
+    """Read a strength; anything beyond +-100 is a slip of the keyboard."""
+    strength = float(text)
+    if not abs(strength) <= MAX_STRENGTH:
+        raise ValueError(text)
+    return strength
 
 
 def read_tags(prompt: str, loras: Sequence[Lora]) -> tuple[str, tuple[Lora, ...]]:
@@ -80,7 +89,7 @@ def read_tags(prompt: str, loras: Sequence[Lora]) -> tuple[str, tuple[Lora, ...]
         if name not in strengths:
             raise ConfigError("cli.sample.unknown_tag", name=name, known=", ".join(strengths) or "-")
         try:
-            strengths[name] = float(value) if value else 1.0
+            strengths[name] = _strength(value) if value else 1.0
         except ValueError as error:
             raise ConfigError("cli.sample.bad_tag", name=name, value=value) from error
     bare = re.sub(r"\s*,?\s*$", "", re.sub(r"(,\s*)+", ", ", TAG.sub("", prompt)).strip(" ,"))
@@ -108,6 +117,10 @@ def sample(base: Base, order: Order, out: Path, tell: Callable[[Path], None]) ->
     Args:
         tell: called with each written file.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
     import torch
     from accelerate import PartialState
 
@@ -116,7 +129,6 @@ def sample(base: Base, order: Order, out: Path, tell: Callable[[Path], None]) ->
     placement = Placement(device=device, base_dtype=dtype, encoder_dtype=torch.float32)
     family = registry.load("families", base.family).plugin.load(base, placement)
     size = order.size or (base.resolution, base.resolution)
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for number, prompt in enumerate(order.prompts):
         bare, loras = read_tags(prompt, order.loras)

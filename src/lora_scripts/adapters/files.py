@@ -229,7 +229,7 @@ def _read_tensors(found: Found) -> dict[str, Tensor]:
         tensors = load_file(str(found.path))
     except SafetensorError as error:
         raise BaseModelError("adapter.not_safetensors", path=found.path) from error
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         raise BaseModelError("adapter.not_finite_file", path=found.path, names=some(broken))
     return tensors

@@ -9,6 +9,16 @@ from lora_scripts import messages
 QUIET_SECONDS = 2.0
 
 
+def quiet_libraries() -> None:
+    """Keep the model libraries' progress bars and advice out of our lines."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
 class Console:
     """Prints sentences of the catalogue; repeated progress sentences at most every two seconds."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts import messages
 from lora_scripts.cli import _config_arguments
-from lora_scripts.cli._console import Console
+from lora_scripts.cli._console import Console, quiet_libraries
 
 if TYPE_CHECKING:
     from lora_scripts.app import Outcome
@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         console.line(line)
     from lora_scripts.train.listeners.console import Progress
 
+    quiet_libraries()
     outcome = app.train(
         config, prepared=prepared, restart=arguments.restart, listeners=[Progress(console.rich)], tell=console.say
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml.error import YAMLError
 
 from lora_scripts import registry
 from lora_scripts.config.schema import RunConfig, default_choice
@@ -15,6 +16,9 @@ from lora_scripts.errors import ConfigError, Problem
 
 MAX_BYTES = 1 << 20
 MAX_ALIASES = 32
+MAX_DEPTH = 20
+# What the YAML library raises on odd values besides its own errors: dates that are none, numbers of a million digits.
+_NOT_YAML = (YAMLError, RecursionError, ValueError, TypeError, AttributeError, KeyError, OverflowError)
 _CHOICES = {"optimizer": "optimizers", "schedule": "schedules"}
 _NAMES = {"family": "families", "objective": "objectives"}
 
@@ -44,20 +48,28 @@ def from_mapping(mapping: Mapping[str, Any]) -> RunConfig:
 def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """Return the file as plain dicts and lists, and "file:line" by dotted path."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.tokens import AliasToken
 
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
         near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         raise ConfigError("config.no_file", path=path, known=", ".join(near[:5]) or "-")
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError("config.too_large", path=path, size=path.stat().st_size, limit=MAX_BYTES)
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if _depth(text) > MAX_DEPTH:
+            raise ConfigError("config.too_deep", path=path, limit=MAX_DEPTH)
         yaml = YAML(typ="rt", pure=True)
         if sum(isinstance(token, AliasToken) for token in yaml.scan(text)) > MAX_ALIASES:
             raise ConfigError("config.aliases", path=path, limit=MAX_ALIASES)
         tree = YAML(typ="rt", pure=True).load(text)
+        lines: dict[tuple[str, ...], str] = {}
+        plain = _plain(tree, (), str(path), lines)
     except UnicodeDecodeError as error:
         raise ConfigError("config.not_utf8", path=path, position=error.start) from error
     except MarkedYAMLError as error:
@@ -66,19 +78,28 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
         reason = (error.problem or error.context or "").split("\n")[0]
         problem = Problem("config.not_yaml", {"reason": reason}, where)
         raise ConfigError(problems=[problem]) from error
-    except (YAMLError, RecursionError) as error:
+    except _NOT_YAML as error:
         raise ConfigError(problems=[Problem("config.not_yaml", {"reason": str(error)[:200]}, str(path))]) from error
-    if not isinstance(tree, dict):
+    if not isinstance(plain, dict):
         raise ConfigError("config.not_mapping", path=path)
-    lines: dict[tuple[str, ...], str] = {}
-    return _plain(tree, (), str(path), lines), lines
+    return plain, lines
+
+
+def _depth(text: str) -> int:
+    """Return how deep brackets nest, counted roughly: the parser's time grows with its square."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _plain(node: Any, at: tuple[str, ...], file: str, lines: dict[tuple[str, ...], str]) -> Any:
     if isinstance(node, dict):
         marks: Any = getattr(node, "lc")  # noqa: B009 - ruamel's round-trip mapping knows its lines
         for key in node:
-            lines[(*at, str(key))] = f"{file}:{marks.key(key)[0] + 1}"
+            place = (marks.data or {}).get(key)
+            lines[(*at, str(key))] = f"{file}:{place[0] + 1}" if place else file
         return {str(key): _plain(value, (*at, str(key)), file, lines) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value, (*at, str(i)), file, lines) for i, value in enumerate(node)]
@@ -92,15 +113,14 @@ def _plain(node: Any, at: tuple[str, ...], file: str, lines: dict[tuple[str, ...
 
 def _override(tree: dict, lines: dict, override: str, problems: list[Problem]) -> None:
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
 
     dotted, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", dotted):
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", dotted) or _depth(text) > MAX_DEPTH:
         problems.append(Problem("config.bad_override", {"value": override}, "--set"))
         return
     try:
         value = YAML(typ="safe", pure=True).load(text) if text else ""
-    except YAMLError:
+    except _NOT_YAML:
         value = text
     keys = dotted.split(".")
     node = tree
@@ -131,15 +151,28 @@ def _validate(tree: dict, lines: Mapping, file: str, problems: list[Problem]) ->
     exporters = tree.get("exporters", ())
     for i, name in enumerate(exporters if isinstance(exporters, list) else ()):
         problems += _check_name("exporters", name, _where(("exporters", str(i)), lines, file))
-    if not tree.get("train_data_dir") and not tree.get("datasets"):
-        problems.append(Problem("config.missing", {"key": "train_data_dir"}, file))
-    if tree.get("train_data_dir") and tree.get("datasets"):
-        problems.append(Problem("config.two_data", {}, _where(("datasets",), lines, file)))
-    if tree.get("metadata_path") and not tree.get("train_data_dir"):
-        problems.append(Problem("config.metadata_alone", {}, _where(("metadata_path",), lines, file)))
+    problems += _check_together(tree, lines, file)
     if problems or config is None:
         raise ConfigError(problems=sorted(problems, key=lambda p: _order(p.where)))
     return config
+
+
+def _check_together(tree: Mapping, lines: Mapping, file: str) -> list[Problem]:
+    """Return what is wrong between keys that are right on their own."""
+    found: list[Problem] = []
+    if not tree.get("train_data_dir") and not tree.get("datasets"):
+        found.append(Problem("config.missing", {"key": "train_data_dir"}, file))
+    if tree.get("train_data_dir") and tree.get("datasets"):
+        found.append(Problem("config.two_data", {}, _where(("datasets",), lines, file)))
+    halves = {"bf16", "fp16"}
+    base, mixed = tree.get("base_precision"), tree.get("mixed_precision")
+    if base in halves and mixed in halves and base != mixed:
+        found.append(
+            Problem("config.halves_differ", {"base": base, "mixed": mixed}, _where(("mixed_precision",), lines, file))
+        )
+    if tree.get("metadata_path") and not tree.get("train_data_dir"):
+        found.append(Problem("config.metadata_alone", {}, _where(("metadata_path",), lines, file)))
+    return found
 
 
 def _order(where: str) -> tuple[str, int]:

@@ -6,6 +6,7 @@ A key marked `FREE` does not change the trained weights: it may differ when a ru
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -127,7 +128,7 @@ class RunConfig(Section):
     resolution: tuple[Resolution, ...] = ()
 
     output_dir: Path
-    name: str = Field("", pattern=r"^[^:<>=,/\\\x00-\x1f]{0,100}$", json_schema_extra=FREE)
+    name: str = Field("", pattern=r"^[^:<>=,/\\\x00-\x1f]{0,100}$")
     seed: int = Field(42, ge=0, lt=2**63)
 
     lora_rank: int = Field(8, ge=1, le=1024)
@@ -163,7 +164,7 @@ class RunConfig(Section):
     keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=FREE)
     preview: PreviewSection = Field(PreviewSection(), json_schema_extra=FREE)
     validation: ValidationSection = ValidationSection()
-    exporters: tuple[str, ...] = Field(("diffusers", "kohya"), min_length=1, json_schema_extra=FREE)
+    exporters: tuple[str, ...] = Field(("diffusers", "kohya"), min_length=1)
     cache_dir: Path | None = Field(None, json_schema_extra=FREE)
 
     @field_validator("resolution", mode="before")
@@ -190,6 +191,20 @@ class RunConfig(Section):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return None if value is False or (isinstance(value, str) and value.lower() in ("off", "no", "none")) else value
+
+    @field_validator("output_dir", "train_data_dir", "metadata_path", "init_lora", "cache_dir")
+    @classmethod
+    def _path(cls, value: Path | None) -> Path | None:
+        if value is not None and ("\0" in str(value) or any(len(os.fsencode(part)) > 255 for part in value.parts)):
+            raise ValueError("a path whose parts have at most 255 bytes")
+        return value
+
+    @field_validator("learning_rate", "max_grad_norm", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if value is True:
+            raise ValueError("a number")
+        return value
 
     @field_validator("epochs", "batch_size", "lora_rank", "save_steps", "seed", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import CheckpointError
+from lora_scripts.errors import CheckpointError, LoraScriptsError
 from lora_scripts.files import cannot_write, sha256_of, sync, sync_folder
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ def write(folder: Path, state: State, add_files: Callable[[Path], None]) -> Path
     Raises:
         MachineError: no space or not writable; older checkpoints are untouched.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     final = folder / f"step-{state.step}"
     staged = folder / f"{STAGED}{final.name}"
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, staged / "state.safetensors")
+        data = save({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()})
+        (staged / "state.safetensors").write_bytes(data)
         add_files(staged)
         names = sorted(path.name for path in staged.iterdir())
         for name in names:
@@ -75,6 +76,9 @@ def write(folder: Path, state: State, add_files: Callable[[Path], None]) -> Path
     except OSError as error:
         shutil.rmtree(staged, ignore_errors=True)
         raise cannot_write(folder, error) from error
+    except LoraScriptsError:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     return final
 
 
@@ -138,17 +142,19 @@ def damage(path: Path) -> str | None:
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        version, files = int(manifest["schema"]), dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        version, files = int(manifest["schema"]), {n: (r["bytes"], r["sha256"]) for n, r in manifest["files"].items()}
+        if f"step-{manifest['step']}" != path.name or not isinstance(manifest["facts"], dict):
+            return "manifest.json"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "manifest.json"
     if version > SCHEMA_VERSION:
         raise CheckpointError("train.newer_version", path=path, version=version, known=SCHEMA_VERSION)
-    for name, row in files.items():
+    for name, (size, digest) in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != row["bytes"]:
-            size = file.stat().st_size if file.is_file() else 0
-            return f"{name}: {size} / {row['bytes']} bytes"
-        if hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
+        found = file.stat().st_size if file.is_file() else 0
+        if found != size:
+            return f"{name}: {found} / {size} bytes"
+        if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             return f"{name}: sha256"
     return None if "state.safetensors" in files else "state.safetensors"
 

@@ -12,6 +12,7 @@ from lora_scripts.train.checkpoint import State
 from lora_scripts.train.loop import Trainer
 
 MAX_NAMED = 10
+FACTS = frozenset({"optimizer", "optimizer_scalars", "optimizer_groups", "epoch_losses", "scaler"})
 
 
 def capture(trainer: Trainer, facts: Mapping[str, Any]) -> State:
@@ -51,6 +52,9 @@ def restore(trainer: Trainer, state: State) -> None:
         CheckpointError: a tensor is missing, left over or of another shape, or the optimizer is of another class.
     """
     optimizer = _bare(trainer.optimizer)
+    missing = FACTS - state.facts.keys()
+    if missing:
+        raise CheckpointError("train.other_tensors", count=len(missing), names=", ".join(sorted(missing)))
     if state.facts["optimizer"] != type(optimizer).__name__:
         raise CheckpointError("train.other_optimizer", found=state.facts["optimizer"], wanted=type(optimizer).__name__)
     named = dict(_named(trainer))

@@ -19,6 +19,8 @@ WARM_UP = 200
 CONSTANT_UNTIL = 0.4
 FLOOR = 0.02
 EMPTY_CAPTION = 0.1
+# Mirrors help shapes early on; the last part shows every picture as it is, so that arrows and letters face their way.
+MIRRORS_UNTIL = 0.9
 STYLE_WEIGHTS = {"noto": 2.0, "flat": 1.0, "3d": 1.0}
 
 
@@ -75,7 +77,7 @@ def train(work: Path, total: int, start_from: Path | None = None) -> None:
         generator = stage.generator()
         chosen = torch.multinomial(weights, BATCH, replacement=True, generator=generator)
         wording = torch.randint(table.shape[1], (BATCH,), generator=generator)
-        mirrored = torch.randint(2, (BATCH,), generator=generator)
+        mirrored = torch.randint(2, (BATCH,), generator=generator) * int(stage.step < MIRRORS_UNTIL * total)
         tokens = table[chosen, wording].clone()
         tokens[torch.rand(BATCH, generator=generator) < EMPTY_CAPTION] = empty
         latents = mean[chosen, mirrored]
