@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts import identity
+from lora_scripts import identity, messages
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.errors import LoraScriptsError, Stopped
@@ -61,7 +61,12 @@ def train(
     Raises:
         LoraScriptsError: see `errors`; what was saved before stays usable.
     """
-    say = tell or (lambda code, **params: None)
+
+    def say(code: str, **params: object) -> None:
+        log.info(messages.text(code, **params))
+        if tell is not None:
+            tell(code, **params)
+
     folder = RunFolder(config.output_dir)
     folder.check()
     prepared = prepared or prepare(config, processes())
@@ -186,7 +191,7 @@ def _resolved(prepared: Prepared, machine: Any) -> dict[str, Any]:
 
 @contextmanager
 def _logged(folder: RunFolder) -> Iterator[None]:
-    """Keep the whole trace of any error in train.log."""
+    """Keep what is said, and the whole trace of any error, in train.log."""
     handler = logging.FileHandler(folder.log_path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -194,6 +199,9 @@ def _logged(folder: RunFolder) -> Iterator[None]:
     log.propagate = False
     try:
         yield
+    except Stopped as stop:
+        log.info("%s", stop)
+        raise
     except BaseException as error:
         log.error("%s", error, exc_info=True)
         raise

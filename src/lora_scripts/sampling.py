@@ -137,11 +137,19 @@ def sample(base: Base, order: Order, out: Path, tell: Callable[[Path], None]) ->
                 seed = order.seed + copy
                 picture = family.preview([bare], size=size, seed=seed, steps=order.steps, guidance=order.guidance)[0]
                 recipe = _recipe(base, order, bare, loras, seed, size)
-                path = out / f"{number:03d}-{seed}.png"
+                path = _free(out, f"{number:03d}-{seed}")
                 _save(picture, path, recipe)
                 tell(path)
                 written.append(path)
     return written
+
+
+def _free(folder: Path, stem: str) -> Path:
+    """Return a name that no picture has yet: nothing that was drawn is overwritten."""
+    path, again = folder / f"{stem}.png", 2
+    while path.exists():
+        path, again = folder / f"{stem}-{again}.png", again + 1
+    return path
 
 
 def applied(family: Any, loras: Sequence[Lora]) -> Any:

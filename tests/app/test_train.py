@@ -35,12 +35,10 @@ def stop_at(step: int):
 def test_a_run_leaves_what_it_promises(config_file, tmp_path):
     outcome = train(config_file, "preview={prompts: [a thing], steps: 2}", "validation={share: 0.3, levels: 2}")
     out = tmp_path / "out"
-    assert outcome.steps == 8 or outcome.steps == 4
+    assert outcome.steps == outcome.prepared.plan.steps > 0
     top = {path.name for path in out.iterdir()}
-    assert {*FILES, "run.json", "events.jsonl", "train.log", "logs", "checkpoints", "previews"} - top <= {"train.log"}
-    assert [name for name in top if name.endswith(".safetensors")] == sorted(FILES) or len(
-        [name for name in top if name.endswith(".safetensors")]
-    ) == 2
+    assert {*FILES, "run.json", "events.jsonl", "train.log", "logs", "checkpoints", "previews"} <= top
+    assert {name for name in top if name.endswith(".safetensors")} == set(FILES)
     record = json.loads((out / "run.json").read_text())
     assert record["state"] == "finished" and record["config"]["lora_rank"] == 2 and len(record["data"]) == 6
     step = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
@@ -262,3 +260,23 @@ def test_the_nine_keys_with_a_file_of_full_size(pictures, tmp_path, command):
     done = command("train", "--config", config, *over, "--set", "lora_targets=attention")
     assert done.returncode == 0, done.stderr
     assert len(load_file(tmp_path / "full" / "full.safetensors")) == 3 * 128
+
+
+def test_restart_forgets_nothing_before_it_can_replace_it(config_file, tmp_path):
+    train(config_file)
+    before = bytes_of(tmp_path / "out")
+    (tmp_path / "broken.safetensors").write_bytes(b"x" * 64)
+    with pytest.raises(BaseModelError):
+        train(config_file, f"init_lora={tmp_path / 'broken.safetensors'}", restart=True)
+    assert bytes_of(tmp_path / "out") == before
+    assert not train(config_file, "name=other", restart=True).already
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"other.safetensors", FILES[1]}
+
+
+def test_a_checkpoint_without_its_record_is_not_ours(config_file, tmp_path):
+    with pytest.raises(Stopped):
+        train(config_file, listeners=[stop_at(3)])
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(ConfigError, match="checkpoints"):
+        train(config_file, restart=True)
+    assert (tmp_path / "out" / "checkpoints" / "step-3").is_dir()

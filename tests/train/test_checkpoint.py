@@ -62,6 +62,14 @@ def test_a_damaged_newest_gives_way_to_the_older_with_one_line(tmp_path, harm):
     assert state.step == 5 and len(told) == 1 and told[0][1]["step"] == 10
 
 
+def test_a_renamed_checkpoint_is_not_believed(tmp_path):
+    put(tmp_path, 5)
+    (tmp_path / "step-5").rename(tmp_path / "step-999")
+    put(tmp_path, 6)
+    state, told = newest(tmp_path)
+    assert state.step == 6 and told[0][1]["step"] == 999
+
+
 def test_all_damaged_is_refused_and_nothing_is_deleted(tmp_path):
     put(tmp_path, 5, 10)
     for step in (5, 10):
