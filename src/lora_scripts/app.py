@@ -124,7 +124,8 @@ def _train(
         assembly.listen(run, folder, listeners, say)
         finished = run.trainer.fit(run.loader.largest())
         if not finished.stopped:
-            finishing.export(run, files, say)
+            extra = finishing.export(run, folder, files, say)
+            record["files"] += [path.name for path in extra if path.name not in record["files"]]
         state = "stopped" if finished.stopped else "finished"
     except LoraScriptsError as error:
         run.hub.emit(Failed(run.trainer.done, str(error)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,9 +23,11 @@ from lora_scripts.train import checkpoint, state
 from lora_scripts.train.averaging import Average
 from lora_scripts.train.hub import Hub
 from lora_scripts.train.listeners.advice import Advice
+from lora_scripts.train.listeners.best import Best
 from lora_scripts.train.listeners.evaluate import Evaluate
 from lora_scripts.train.listeners.jsonl import JsonLines
 from lora_scripts.train.listeners.preview import Preview, Wish
+from lora_scripts.train.listeners.report import Report
 from lora_scripts.train.listeners.save import Save
 from lora_scripts.train.listeners.signals import Signals
 from lora_scripts.train.listeners.tensorboard import TensorBoard
@@ -58,7 +59,9 @@ class Run:
     trainer: Trainer
     objective: Objective
     hub: Hub
+    evaluate: Evaluate | None
     advice: Advice
+    best: Best
     signals: Signals
     base_hash: str
 
@@ -90,6 +93,7 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         encoder_dtype=ENCODER_DTYPE,
         attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing,
+        quantisation=machine.precision.quantisation,
     )
     family = prepared.family.load(prepared.base, placement)
     torch.manual_seed(config.seed)
@@ -130,9 +134,11 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         average=Average(tensors, config.ema) if config.ema is not None else None,
     )
     held = _loader(prepared, family, prepared.held, cache, machine) if prepared.held else None
-    return Run(
-        prepared, family, injected, loader, held, trainer, objective, hub, Advice(hub.emit), Signals(), base_hash
+    run = Run(
+        prepared, family, injected, loader, held, trainer, objective, hub, None, Advice(hub.emit), Best(), Signals(), base_hash
     )
+    run.evaluate = _evaluate(run, held) if held is not None else None
+    return run
 
 
 def fill(run: Run, say: Any) -> None:
@@ -155,6 +161,7 @@ def resume(run: Run, folder: RunFolder, say: Any) -> None:
         state.restore(run.trainer, found)
         if isinstance(found.facts.get("advice"), dict):
             run.advice.load_state_dict(found.facts["advice"])
+        run.best.load_state_dict(found.facts.get("best"))
         say("train.resuming", step=found.step, total=run.prepared.plan.steps)
 
 
@@ -166,8 +173,9 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
     if writes:
         warn = lambda sentence: say("train.note", note=sentence)  # noqa: E731
         listeners += [JsonLines(folder.events_path, step, warn), TensorBoard(folder.curves, step), *more, run.advice]
-    if run.held is not None:
-        listeners.append(_evaluate(run, run.held))
+        listeners.append(Report(folder.events_path, folder.report, run.prepared.config.resolved_name))
+    if run.evaluate is not None:
+        listeners += [run.evaluate, run.best]
     if writes:
         listeners.append(_save(run, folder))
     if writes and run.prepared.config.preview.enabled:
@@ -177,14 +185,15 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
 
 
 def _evaluate(run: Run, held: Loader) -> Evaluate:
-    config = run.prepared.config
+    config, prepared = run.prepared.config, run.prepared
     return Evaluate(
         run.family,
         run.objective,
         run.trainer.accelerator,
         held.held_out,
         every=config.validation.every or config.save_steps,
-        levels=config.validation.levels,
+        levels=run.objective.levels(config.validation.levels),
+        scores=lambda: run.family.scores(prepared.held, prepared.scan.facts, config.validation.answers),
         emit=run.hub.emit,
     )
 
@@ -194,9 +203,10 @@ def _save(run: Run, folder: RunFolder) -> Save:
         folder.checkpoints,
         run.prepared.plan.saves,
         run.prepared.config.keep_checkpoints,
-        lambda: state.capture(run.trainer, {"advice": run.advice.state_dict()}),
+        lambda: state.capture(run.trainer, {"advice": run.advice.state_dict(), "best": run.best.state_dict()}),
         lambda staged, step: _add_lora(run, staged, step),
         run.hub.emit,
+        lambda: run.best.found.step if run.best.found is not None else None,
     )
 
 
@@ -204,7 +214,7 @@ def _preview(run: Run, folder: RunFolder) -> Preview:
     return Preview(
         folder.previews,
         run.family,
-        _wish(run.prepared),
+        _wish(run),
         at=run.prepared.plan.saves,
         off=run.injected.disabled,
         averaged=run.averaged,
@@ -216,8 +226,8 @@ def _add_lora(run: Run, staged: Path, step: int) -> None:
     """Put one loadable LoRA of this step into a checkpoint, named so that WebUIs can tell them apart."""
     names = run.prepared.config.exporters
     exporter = registry.load("exporters", "kohya" if "kohya" in names else names[0])
-    name = f"{run.prepared.config.resolved_name}-step-{step}"
-    exporter.export(run.adapter(step, name), staged / f"{name}.safetensors")
+    adapter = run.adapter(step, f"{run.prepared.config.resolved_name}-step-{step}")
+    exporter.export(adapter, staged / exporter.file_name(adapter.meta))
 
 
 def _objective(prepared: Prepared) -> Objective:
@@ -235,21 +245,21 @@ def _rates(config: RunConfig, parameters: Mapping[str, Any]) -> dict[str, float]
 
 def _loader(prepared: Prepared, family: Family, examples: Sequence[Any], cache: Cache, machine: Machine) -> Loader:
     config, plan = prepared.config, prepared.plan
-    loader = Loader(family, examples, cache, seed=config.seed, step_size=plan.step_size, batch_size=config.batch_size)
+    loader = Loader(
+        family,
+        examples,
+        cache,
+        seed=config.seed,
+        step_size=plan.step_size,
+        batch_size=config.batch_size,
+        budget=config.batch_tokens,
+    )
     loader.rank, loader.world = machine.accelerator.process_index, machine.accelerator.num_processes
     return loader
 
 
-def _wish(prepared: Prepared) -> Wish:
-    """What previews draw: the config's prompts, else captions spread evenly over the data, at the commonest size."""
-    section = prepared.config.preview
-    prompts = section.prompts
-    if not prompts:
-        captions = list(dict.fromkeys(example.title for example in prepared.examples))
-        spread = max(1, len(captions) // section.count)
-        prompts = tuple(captions[::spread][: section.count])
-        trigger = prepared.config.caption.trigger
-        prompts = tuple(p if trigger in p else f"{trigger}, {p}" for p in prompts)
-    sizes = Counter(example.group for example in prepared.examples)
-    size: Any = sizes.most_common(1)[0][0]
-    return Wish(prompts, size, section.seed, section.steps, section.guidance)
+def _wish(run: Run) -> Wish:
+    """What previews show: the family decides, from the config's section and the examples."""
+    section = run.prepared.config.preview
+    prompts, settings = run.family.preview_settings(run.prepared.base, section, run.prepared.examples)
+    return Wish(prompts, section.seed, settings)

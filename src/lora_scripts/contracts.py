@@ -1,11 +1,11 @@
 """What each kind of plug-in must define: the only knowledge the layers above have of it.
 
     families/<name>.py     `plugin`: a class with the interface of `Family`
-    objectives/<name>.py   `Config`, `build(config) -> Objective`
+    objectives/<name>.py   `Config`, `LEARNS` (kinds of examples), `build(config) -> Objective`
     optimizers/<name>.py   `Config`, `build(groups, config) -> torch.optim.Optimizer`
     schedules/<name>.py    `Config`, `factor(step, total, warmup, config) -> float`
     exporters/<name>.py    the functions of `Exporter`
-    data/readers/<name>.py `read(datasets, sizes) -> Scan`
+    data/readers/<name>.py what its families' `scan` calls
 
 No plug-in imports torch, diffusers or transformers at its top level: `--help` and the config check load them all.
 Tensor shapes: B = batch, C = channels, H = height, W = width, L = text positions, D = width of an embedding.
@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta
-from lora_scripts.data.record import Example, Note, Sizes
+from lora_scripts.data.record import Dataset, Example, Note, Scan, Sizes
 
 if TYPE_CHECKING:
     import random
 
     import torch
+    from pydantic import BaseModel
     from torch import Tensor, nn
+
+    from lora_scripts.data.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,16 @@ class Base:
 
     Attributes:
         name: the file's stem or the folder's name.
-        path: a diffusers folder or one .safetensors file.
+        path: a folder of diffusers or transformers, or one .safetensors file.
         family: registry name of the family that recognised it.
         variant: the family's own word for the kind: "sd1", "sd2", ...
-        prediction_type: "epsilon", "v_prediction", or "" where the files do not say.
-        resolution: native size in pixels.
+        prediction_type: "epsilon", "v_prediction", "next token", or "" where the files do not say.
+        resolution: native size in pixels; 0 where the base makes no pictures.
         multiple: picture sizes must be multiples of this many pixels.
-        max_tokens: positions of the text encoder, specials included.
+        max_tokens: positions of the text encoder or language model, specials included.
         parameters: {"unet": 859520964, ...} by component.
         webui: the Stable Diffusion WebUI can load this base.
+        reference: what `base_model_name_or_path` of a PEFT folder says: a hub id, or the folder.
     """
 
     name: str
@@ -55,6 +59,13 @@ class Base:
     max_tokens: int
     parameters: Mapping[str, int]
     webui: bool = True
+    reference: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What the base is, in a few words for the plan."""
+        size = f"{self.resolution} px" if self.resolution else f"{sum(self.parameters.values()) / 1e6:,.0f} M"
+        return f"{self.family} / {self.variant}, {self.prediction_type}, {size}"
 
     def sizes(self, resolutions: Sequence[int]) -> Sizes:
         """What the reader needs to choose buckets; an empty list means the native size."""
@@ -70,6 +81,7 @@ class Placement:
         base_dtype: how the frozen network that is trained on is held.
         encoder_dtype: how frozen encoders (VAE, text) are held while they fill the cache.
         attention: "math", "flash" or "auto": see `families/_attention.py`.
+        quantisation: "nf4" where the frozen network is held in 4 bits, else "".
     """
 
     device: torch.device
@@ -77,6 +89,7 @@ class Placement:
     encoder_dtype: torch.dtype
     attention: str = "auto"
     gradient_checkpointing: bool = False
+    quantisation: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,15 +122,15 @@ class Batch:
 
     Attributes:
         weight: what it counts, known before any forward pass: sum of example weights, or of target tokens.
-        weights: (B,) float32, each example's own weight; they sum to `weight`.
-        tensors: what the family collated, first dimension B.
+        weights: (B,) float32, each example's own weight.
+        tensors: what the family collated.
         generators: one a row, seeded by (seed, epoch, repeat, example): all noise of that row comes from it.
         ids: example ids, to name the guilty when a loss is not finite.
     """
 
     weight: float
     weights: Tensor
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Any]
     generators: Sequence[torch.Generator]
     ids: Sequence[str]
 
@@ -130,12 +143,32 @@ class Loss:
     logs: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What a family's steps cost besides arithmetic that can be counted: measured, see docs/benchmarks.md.
+
+    Attributes:
+        share: of the machine's matrix rate that its operations reach.
+        seconds: a micro-batch costs besides.
+        bytes_per_operation: activations kept for the backward pass, per forward operation, in float32.
+    """
+
+    share: float
+    seconds: float
+    bytes_per_operation: float
+
+
 class Family(Protocol):
     """One base-model architecture: how to recognise, load, encode, predict and preview it."""
 
     name: ClassVar[str]
     reads: ClassVar[str]
-    """The reader's name, such as "pictures"."""
+    """The reader's name, such as "pictures" or "texts"."""
+    Config: ClassVar[type[BaseModel]]
+    """The keys of the run config that mean something to this family alone."""
+    pace: ClassVar[Pace]
+    quantises: ClassVar[bool]
+    """Its base can be held in 4 bits."""
     objectives: ClassVar[tuple[str, ...]]
     """Which it serves; the first is its default."""
     target_presets: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]]
@@ -159,16 +192,43 @@ class Family(Protocol):
         """Load the base; nothing is trainable yet."""
 
     @classmethod
+    def defaults(cls, base: Base, given: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
+        """This family's values of run config keys that a config leaves out, where they are not the schema's.
+
+        Args:
+            given: what the config says.
+            rows: examples found.
+        """
+
+    @classmethod
+    def scan(
+        cls, base: Base, datasets: Sequence[Dataset], options: Any, cache: Cache | None, *, held: Sequence[Dataset] = ()
+    ) -> Scan:
+        """Find the examples; `options` is a `Config`, `held` are data that are only measured.
+
+        Raises:
+            DataError: in words.
+        """
+
+    @classmethod
     def notes(cls, base: Base, examples: Sequence[Example]) -> Sequence[Note]:
         """What the plan should say about these examples on this base, such as captions whose tokens are cut."""
+
+    @classmethod
+    def explain(cls, base: Base, examples: Sequence[Example], count: int) -> Sequence[str]:
+        """A few examples as the model sees them, for `check`; empty where there is nothing to show."""
+
+    @classmethod
+    def usage(cls, base: Base, files: Mapping[str, Path], facts: Mapping[str, Any], example: Any) -> Sequence[Note]:
+        """What a person can do with the finished files; `facts` is the scan's."""
 
     @classmethod
     def skeleton(cls, base: Base) -> Mapping[str, nn.Module]:
         """Build what `trainable` would return on the meta device: shapes without weights."""
 
     @classmethod
-    def operations(cls, base: Base, modules: Mapping[str, nn.Module], group: Any) -> float:
-        """Floating-point operations of one forward pass of one row of this group, counted on `skeleton`'s modules."""
+    def operations(cls, base: Base, modules: Mapping[str, nn.Module], shape: Any) -> float:
+        """Floating-point operations of one forward pass of one row of this shape, counted on `skeleton`'s modules."""
 
     @classmethod
     def weights_hash(cls, base: Base) -> str:
@@ -195,11 +255,34 @@ class Family(Protocol):
     def release_encoders(self) -> None:
         """Let go of frozen encoders once their outputs are cached; previews load them again."""
 
-    def collate(self, examples: Sequence[Example], entries: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Stack rows of one group; `entries[i]` holds the tensors of all of example i's requests."""
+    def collate(self, examples: Sequence[Example], entries: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Any]:
+        """Put rows of one group together; `entries[i]` holds the tensors of all of example i's requests."""
 
-    def preview(self, prompts: Sequence[str], *, size: tuple[int, int], seed: int, steps: int, guidance: float) -> Any:
-        """Return one PIL picture (or text) a prompt, from the live weights."""
+    @classmethod
+    def preview_settings(cls, base: Base, section: Any, examples: Sequence[Example]) -> tuple[list[Any], dict]:
+        """Return the prompts to preview, and the keyword arguments that go with each `preview`, from config and data."""
+
+    def preview(self, prompts: Sequence[Any], *, seed: int, **settings: Any) -> Sequence[Any]:
+        """Return one picture or text a prompt, from the live weights; leaves no trace in the run."""
+
+    @staticmethod
+    def lay_out(before: Sequence[Any], after: Sequence[Any], prompts: Sequence[Any], stem: Path) -> Path:
+        """Write base and LoRA side by side; return `stem` with the suffix of what was written."""
+
+    def scores(self, examples: Sequence[Example], facts: Mapping[str, Any], answers: int) -> Mapping[str, Any]:
+        """Measure the task on held-out examples: numbers under "logs", the rest under "details"; or nothing.
+
+        Args:
+            answers: how many examples may be answered in full, which takes longest.
+        """
+
+    @staticmethod
+    def leave(folder: Path, facts: Mapping[str, Any], scores: Mapping[str, Any]) -> Sequence[Path]:
+        """Write what using the result needs besides the LoRA files; return the files."""
+
+    @staticmethod
+    def reading(loss: float) -> Mapping[str, float]:
+        """Return what else a held-out loss means, by name."""
 
 
 class Denoiser(Protocol):
@@ -216,11 +299,25 @@ class Denoiser(Protocol):
         """(B, C, H, W) the network's output at those timesteps."""
 
 
+class Speaker(Protocol):
+    """What the objectives over text ask of a family, beyond `Family`.
+
+    The tensors of a batch hold, for N target tokens of S sequences of B examples: `sequences` (N,) in 0..S, `owners`
+    (S,) in 0..B, `weights` (N,); `reference` (S,) and `liked` (B,) where an objective needs them.
+    """
+
+    def token_logprobs(self, batch: Mapping[str, Any]) -> Tensor:
+        """(N,) float32 log p of every target token, with graph."""
+
+
 class Objective(Protocol):
     """What is minimised."""
 
     def loss(self, family: Any, batch: Batch, *, quantile: float | None = None) -> Loss:
         """Weighted sum of the rows' losses; `quantile` in 0..1 fixes the noise level, for evaluation."""
+
+    def levels(self, wanted: int) -> Sequence[float | None]:
+        """The quantiles to measure at, where `wanted` noise levels are asked for."""
 
 
 @dataclass(frozen=True)

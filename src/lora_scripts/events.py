@@ -65,11 +65,12 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Held-out loss at fixed noise levels."""
+    """Held-out loss, the task's numbers by name, and what they were made from."""
 
     step: int
     loss: float
     logs: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,27 @@ from lora_scripts.adapters.adapter import Adapter
 from lora_scripts.adapters.compare import compare
 from lora_scripts.assembly import Run
 from lora_scripts.errors import NumericsError
+from lora_scripts.runs import RunFolder
+from lora_scripts.train import checkpoint, state
 from lora_scripts.train.modes import measuring
 
 OUTPUT_TOLERANCE = 1e-3
 
 
-def export(run: Run, files: Mapping[str, Path], say: Any) -> None:
-    """Write and verify each file.
+def export(run: Run, folder: RunFolder, files: Mapping[str, Path], say: Any) -> list[Path]:
+    """Write and verify each file; return what else was written beside them.
 
     Raises:
         NumericsError: a file does not say what the adapter says; the run is not complete then.
     """
+    choose(run, folder, say)
+    # Where the last measurement was made by an earlier session, it is made again: same weights, same numbers.
+    latest = run.evaluate.latest if run.evaluate is not None else None
+    if run.evaluate is not None and (latest is None or latest.step != run.trainer.done):
+        with run.averaged():
+            latest = run.evaluate.tell(run.trainer.done)
     if not run.trainer.accelerator.is_main_process:
-        return
+        return []
     adapter = run.adapter(run.trainer.done)
     for name, path in files.items():
         exporter = registry.load("exporters", name)
@@ -32,6 +40,21 @@ def export(run: Run, files: Mapping[str, Path], say: Any) -> None:
         compare(written, adapter)
         _compare_output(run, adapter, written, path)
         say("train.verified", path=path, modules=len(adapter))
+    scores = {"logs": latest.logs, "details": latest.details} if latest is not None else {}
+    return list(run.family.leave(folder.path, run.prepared.scan.facts, scores))
+
+
+def choose(run: Run, folder: RunFolder, say: Any) -> None:
+    """Say which step did best on the held-out part; go back to it where the config asks for that."""
+    best = run.best.found
+    if best is None:
+        return
+    value = f"{abs(best.value):.3f}"
+    if best.step == run.trainer.done or not run.prepared.config.validation.use_best:
+        say("train.best", step=best.step, name=best.name, value=value, last=run.trainer.done)
+        return
+    state.restore(run.trainer, checkpoint.load(folder.checkpoints, best.step))
+    say("train.best_used", step=best.step, name=best.name, value=value)
 
 
 def _compare_output(run: Run, adapter: Adapter, written: Adapter, path: Path) -> None:

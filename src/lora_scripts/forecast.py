@@ -40,8 +40,8 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
         )
     counts: Counter[Any] = Counter()
     for example in prepared.examples:
-        counts[example.group] += example.repeats
-    operations = {group: prepared.family.operations(prepared.base, modules, group) for group in counts}
+        counts[example.shape] += example.repeats
+    operations = {shape: prepared.family.operations(prepared.base, modules, shape) for shape in counts}
     frozen = {name: count for name, count in prepared.base.parameters.items() if name not in prepared.targets}
     work = Work(
         parameters=sum(prepared.base.parameters.values()) - sum(frozen.values()),
@@ -49,7 +49,9 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
         lora=trained,
         operations=operations,
         counts=counts,
-        base_bytes=torch.empty((), dtype=precision.base).element_size(),
+        base_bytes=0.55 if precision.quantisation else torch.empty((), dtype=precision.base).element_size(),
+        most_operations=_largest(prepared, operations),
+        pace=prepared.family.pace,
     )
     rate = matrix_rate(device, precision.base)
     yield (
@@ -61,6 +63,19 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
             "rate": f"{rate / 1e9:.0f}",
         },
     )
+
+
+def _largest(prepared: Prepared, operations: Mapping[Any, float]) -> float:
+    """Return the forward operations of the heaviest micro-batch that can come: the costliest examples together."""
+    config = prepared.config
+    heavy = sorted(prepared.examples, key=lambda example: -operations[example.shape])[: config.batch_size]
+    total, room = 0.0, config.batch_tokens
+    for example in heavy:
+        if total and example.length > room:
+            break
+        total += operations[example.shape]
+        room -= example.length
+    return total
 
 
 def _target_shapes(component: str, module: Any, patterns: Sequence[str]) -> list[tuple[int, int]]:

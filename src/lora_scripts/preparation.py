@@ -5,20 +5,21 @@ Config errors are found in `config.load`; this finds the others, from headers an
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lora_scripts import embedded, registry
 from lora_scripts.adapters.adapter import AdapterMeta
-from lora_scripts.config.schema import DatasetSection, RunConfig
+from lora_scripts.config.schema import Choice, DatasetSection, RunConfig
 from lora_scripts.contracts import Base, Family
+from lora_scripts.data.cache import Cache
 from lora_scripts.data.order import hold_out
 from lora_scripts.data.record import CaptionRules, Dataset, Example, Note, Scan
-from lora_scripts.errors import BaseModelError, ConfigError, DataError
+from lora_scripts.errors import BaseModelError, ConfigError, DataError, Problem
+from lora_scripts.files import user_cache
 from lora_scripts.train.plan import Plan, make
 
 
@@ -27,6 +28,8 @@ class Prepared:
     """A run that can start.
 
     Attributes:
+        config: what the file says, and the family's own defaults for what it does not.
+        chosen: the keys that got their value from the family.
         targets: regular expressions over whole module paths, by component.
         examples, held: trained and held-out examples.
     """
@@ -41,6 +44,7 @@ class Prepared:
     held: Sequence[Example]
     plan: Plan
     notes: Sequence[Note]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare(config: RunConfig, processes: int = 1) -> Prepared:
@@ -52,23 +56,92 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     base = find_base(config)
     family = registry.load("families", base.family).plugin
     objective = _objective(config, family)
+    _refuse_foreign_keys(config, family, objective)
+    if config.base_precision == "nf4" and not family.quantises:
+        raise ConfigError("config.no_quantised", family=family.name)
     targets = _targets(config, family)
-    reader = registry.load("readers", family.reads)
-    scan = reader.read(datasets(config), base.sizes(config.resolution), max_bad_fraction=config.max_bad_fraction)
+    options = family.Config(**{key: getattr(config, key) for key in family.Config.model_fields})
+    held_sets = [_held_dataset(path) for path in config.validation.paths] if config.validation.enabled else []
+    scan = family.scan(base, datasets(config), options, Cache(cache_folder(config)), held=held_sets)
+    scan, told = _for_objective(scan, objective)
+    config, chosen = _with_defaults(config, family, base, len(scan.examples))
     _check_adapter(config, base, family, targets)
     examples: list[Example] = list(scan.examples)
-    held: list[Example] = []
-    if config.validation.enabled:
+    held: list[Example] = list(scan.held)
+    if config.validation.enabled and not held_sets:
         share = config.validation.share
         examples, held = hold_out(examples, share, config.seed)
         if not examples or not held:
             raise ConfigError("config.validation_no_data", share=share, train=len(examples), held=len(held))
     if not examples:
         raise DataError("data.no_examples", path=config.train_data_dir or config.datasets[0].path)
-    notes = [*scan.notes, *family.notes(base, examples)]
-    return Prepared(
-        config, base, family, objective, targets, scan, examples, held, make(config, examples, processes), notes
-    )
+    notes = [*scan.notes, *told, *family.notes(base, examples)]
+    plan = make(config, examples, processes)
+    return Prepared(config, base, family, objective, targets, scan, examples, held, plan, notes, chosen)
+
+
+def _held_dataset(path: Path) -> Dataset:
+    return Dataset(path=path)
+
+
+def _for_objective(scan: Scan, objective: str) -> tuple[Scan, list[Note]]:
+    """Keep the examples that the objective learns from; what is left out is counted.
+
+    Raises:
+        DataError: there is none.
+    """
+    learns = registry.load("objectives", objective).LEARNS
+    others = [example.kind for example in scan.examples if example.kind not in learns]
+    if not others:
+        return scan, []
+    kinds = ", ".join(f"{kind} {others.count(kind)}" for kind in sorted(set(others)))
+    if len(others) == len(scan.examples):
+        raise DataError("data.no_kind", objective=objective, found=kinds, wanted=", ".join(sorted(learns)))
+    kept = [example for example in scan.examples if example.kind in learns]
+    held = [example for example in scan.held if example.kind in learns]
+    note = Note("data.other_kinds", {"objective": objective, "kinds": kinds})
+    return replace(scan, examples=kept, held=held), [note]
+
+
+def _with_defaults(
+    config: RunConfig, family: type[Family], base: Base, rows: int
+) -> tuple[RunConfig, Mapping[str, Any]]:
+    """Return the config with the family's values for keys that it leaves out, and those values."""
+    given = {key: getattr(config, key) for key in config.model_fields_set}
+    wanted = {key: value for key, value in family.defaults(base, given, rows).items() if key not in given}
+    if not wanted:
+        return config, {}
+    parsed = {key: Choice(**value) if isinstance(value, dict) else value for key, value in wanted.items()}
+    return config.model_copy(update=parsed), {key: str(getattr(v, "name", v)) for key, v in parsed.items()}
+
+
+def _refuse_foreign_keys(config: RunConfig, family: type[Family], objective: str) -> None:
+    """Refuse keys that say something to other families or objectives only: nothing is silently ignored.
+
+    Raises:
+        ConfigError: names every such key.
+    """
+    owners: dict[str, list[str]] = {}
+    for kind in ("families", "objectives"):
+        for name in registry.names(kind):
+            module = registry.load(kind, name)
+            fields = (module.plugin.Config if kind == "families" else module.Config).model_fields
+            for key in fields:
+                owners.setdefault(key, []).append(name)
+    foreign = [
+        key
+        for key in sorted(config.model_fields_set & owners.keys())
+        if not {family.name, objective} & set(owners[key])
+    ]
+    if foreign:
+        problems = [
+            Problem(
+                "config.foreign_key",
+                {"key": key, "family": family.name, "objective": objective, "owners": ", ".join(owners[key])},
+            )
+            for key in foreign
+        ]
+        raise ConfigError(problems=problems)
 
 
 def find_base(config: RunConfig) -> Base:
@@ -95,7 +168,7 @@ def find_base(config: RunConfig) -> Base:
         raise ConfigError("config.prediction_unknown", base=config.base_model)
     if said != "auto" and not base.prediction_type:
         base = replace(base, prediction_type=said)
-    return base
+    return base if base.reference else replace(base, reference=config.base_model)
 
 
 def resolve_base(name: str) -> Path:
@@ -108,6 +181,8 @@ def resolve_base(name: str) -> Path:
         folder = embedded.resolve(name)
         if folder is None:
             raise BaseModelError("base.no_embedded", name=name, known=", ".join(embedded.names()))
+        if not folder.is_dir():
+            raise BaseModelError("base.not_fetched", name=name, command=embedded.command(name))
         return folder
     path = Path(name).expanduser()
     if path.exists() or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix == ".safetensors"):
@@ -164,6 +239,7 @@ def describe(prepared: Prepared, steps: int, base_hash: str, name: str = "") -> 
         name=name or config.resolved_name,
         base_name=prepared.base.name,
         base_hash=base_hash,
+        base_reference=prepared.base.reference,
         variant=prepared.base.variant,
         prediction_type=prepared.base.prediction_type,
         resolution=(area, area),
@@ -187,14 +263,8 @@ def describe(prepared: Prepared, steps: int, base_hash: str, name: str = "") -> 
 
 
 def cache_folder(config: RunConfig) -> Path:
-    """Return `cache_dir`, else the user's cache folder: never the pictures' own."""
-    if config.cache_dir is not None:
-        return config.cache_dir
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "lora-scripts"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "lora-scripts" / "cache"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "lora-scripts"
+    """Return `cache_dir`, else the user's cache folder: never the data's own."""
+    return config.cache_dir if config.cache_dir is not None else user_cache()
 
 
 def _check_adapter(config: RunConfig, base: Base, family: type[Family], targets: Mapping[str, Sequence[str]]) -> None:

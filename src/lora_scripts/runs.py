@@ -26,7 +26,7 @@ from lora_scripts.errors import CheckpointError, ConfigError, LockError
 from lora_scripts.files import STAGED_PREFIX, cannot_write, write_bytes
 
 SCHEMA_VERSION = 1
-OWN_FILES = frozenset({"run.json", "events.jsonl", "train.log", ".lock"})
+OWN_FILES = frozenset({"run.json", "events.jsonl", "train.log", "report.md", ".lock"})
 OWN_FOLDERS = frozenset({"logs", "checkpoints", "previews", "control"})
 # What a run leaves that ended before it began; everything else is ours only where run.json says so.
 FIRST_FILES = frozenset({".lock", "train.log"})
@@ -44,6 +44,7 @@ class RunFolder:
         self.curves = path / "logs"
         self.checkpoints = path / "checkpoints"
         self.previews = path / "previews"
+        self.report = path / "report.md"
 
     def check(self) -> None:
         """Refuse a path that is a file, or a folder that holds something other than a run.

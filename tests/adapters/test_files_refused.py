@@ -43,8 +43,10 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "SD3, kohya": (pair("lora_unet_joint_blocks_0_x_block_attn_qkv"), "Stable Diffusion 3"),
     "SD3, diffusers": (path_pair("transformer.transformer_blocks.0.attn.to_q"), "diffusion transformer"),
     "Wan": (path_pair("diffusion_model.blocks.0.self_attn.q"), "diffusion_model"),
-    "Llama": (path_pair("base_model.model.model.layers.0.self_attn.q_proj"), "LLM"),
-    "GPT-2": (path_pair("base_model.model.transformer.h.0.attn.c_attn"), "LLM"),
+    "Llama without its config": (path_pair("base_model.model.model.layers.0.self_attn.q_proj"), "adapter_config.json"),
+    "Llama without the prefix": (path_pair("model.layers.0.self_attn.q_proj"), '"base_model.model."'),
+    "Llama with half the prefix": (path_pair("base_model.model.layers.0.self_attn.q_proj"), '"base_model.model."'),
+    "GPT-2 without the prefix": (path_pair("transformer.h.0.attn.c_attn"), '"base_model.model."'),
     "DoRA, kohya": (pair(KOHYA) | {f"{KOHYA}.dora_scale": torch.ones(1, 6)}, "DoRA"),
     "DoRA, PEFT": (path_pair(PLAIN) | {f"{PLAIN}.lora_magnitude_vector.weight": torch.ones(8)}, "DoRA"),
     "LoHa": ({f"{KOHYA}.hada_w1_a": DOWN, f"{KOHYA}.hada_w1_b": UP}, "LoHa"),
@@ -86,7 +88,7 @@ def test_refused_from_the_header(kind: str, tmp_path: Path):
 
 
 def test_the_table_is_whole():
-    assert len(REFUSED) == 32
+    assert len(REFUSED) == 34
 
 
 @pytest.mark.parametrize(

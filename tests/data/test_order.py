@@ -18,6 +18,11 @@ class Thing:
     repeats: int = 1
     weight: float = 1.0
     fingerprint: str = ""
+    length: int = 1
+
+    @property
+    def split_key(self) -> str:
+        return self.fingerprint
 
 
 groups = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=30)

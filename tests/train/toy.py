@@ -20,6 +20,11 @@ class Vector:
     repeats: int = 1
     weight: float = 1.0
     fingerprint: str = ""
+    length: int = 1
+
+    @property
+    def mass(self) -> float:
+        return self.weight
 
 
 class ToyFamily:

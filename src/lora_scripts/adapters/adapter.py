@@ -52,6 +52,7 @@ class AdapterMeta:
         family: registry name, such as "sd".
         base_name: base model's file or folder name without its path.
         base_hash: sha256 of the base's weights, or "".
+        base_reference: where the base is found again: a hub id, or a folder; "" where nothing needs to know.
         variant: the family's own word for the kind of base, such as "sd1" or "sd2-v".
         resolution: training size in pixels, (width, height).
         steps, epochs: how long it was trained.
@@ -62,6 +63,7 @@ class AdapterMeta:
     name: str
     base_name: str = ""
     base_hash: str = ""
+    base_reference: str = ""
     variant: str = ""
     prediction_type: str = "epsilon"
     resolution: tuple[int, int] = (512, 512)

@@ -1,4 +1,4 @@
-"""Does a file say what the adapter says: every module, every update, in float32."""
+"""Is an adapter fit to be written, and does a file say what it says: every module, every update, in float32."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def compare(written: Adapter, live: Adapter, tolerance: float = TOLERANCE) -> No
     if wrong:
         worst = max(wrong, key=lambda module: (math.isnan(differences[module]), differences[module]))
         raise NumericsError("adapter.update_differs", name=live.meta.name, module=worst, by=f"{differences[worst]:.1e}")
+
+
+def check_finite(adapter: Adapter) -> None:
+    """Refuse an adapter with a value that is not finite.
+
+    Raises:
+        NumericsError: names the module.
+    """
+    import torch
+
+    for module, pair in _flat(adapter).items():
+        if not bool(torch.isfinite(pair.down).all() and torch.isfinite(pair.up).all()):
+            raise NumericsError("adapter.not_finite", name=module)
 
 
 def _flat(adapter: Adapter) -> dict[str, LoraPair]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_scripts.adapters import kohya_metadata
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
 from lora_scripts.adapters.layouts import recognise
-from lora_scripts.adapters.names import kohya_paths, some, split_words
+from lora_scripts.adapters.names import LANGUAGE_MODEL, kohya_paths, some, split_words
 from lora_scripts.adapters.safetensors_file import PICKLE_SUFFIXES, Header, read_header
 from lora_scripts.errors import BaseModelError
 
@@ -26,6 +26,24 @@ DIFFUSERS_CONFIG = "lora_adapter_metadata"
 
 # The kinds of initialisation that leave the base as it was, so that the pairs alone are the whole update.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+LANGUAGE_FAMILY = "causal_lm"
+# What a language model's PEFT config may ask for beyond pairs, each absent, false, empty or "none" in a plain LoRA.
+_MORE_THAN_PAIRS = (
+    "modules_to_save",
+    "bias",
+    "lora_bias",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class Found:
         modules: (component, module) -> role -> the tensor's name.
         ranks: (component, module) -> rank.
         settings: by component; a component without has alpha = rank unless the file holds alpha tensors.
+        base_reference: what a PEFT config says of the base: a hub id, a folder, or "".
     """
 
     path: Path
@@ -60,6 +79,7 @@ class Found:
     modules: Mapping[tuple[str, str], Mapping[str, str]]
     ranks: Mapping[tuple[str, str], int]
     settings: Mapping[str, Settings]
+    base_reference: str = ""
 
     @property
     def components(self) -> set[str]:
@@ -83,6 +103,8 @@ def load(path: Path, *, known_modules: Mapping[str, Sequence[str]] | None = None
     """
     pairs: dict[str, dict[str, LoraPair]] = {}
     found = inspect(path)
+    if known_modules:
+        _check_kind_of_base(path, found, known_modules)
     for part in found:
         names = _resolve(part, known_modules or {})
         tensors = _read_tensors(part)
@@ -108,12 +130,30 @@ def check(path: Path, *, rank: int, components: Collection[str]) -> None:
         BaseModelError: as `inspect`, or another rank, or other components.
     """
     found = inspect(path)
+    _check_kind_of_base(path, found, components)
     ranks = {r for part in found for r in part.ranks.values()}
     if ranks != {rank}:
         raise BaseModelError("adapter.wrong_rank", name=path, found=", ".join(map(str, sorted(ranks))), rank=rank)
     has = set().union(*(part.components for part in found))
     if has != set(components):
         raise BaseModelError("adapter.wrong_components", name=path, found=some(has), wanted=some(components))
+
+
+def base_of(path: Path) -> tuple[str, str]:
+    """Return where a LoRA's base is found again and the sha256 of its weights; "" where the LoRA does not tell.
+
+    Raises:
+        BaseModelError: as `inspect`.
+    """
+    meta = _meta(inspect(path)[0], path)
+    return meta.base_reference, meta.base_hash
+
+
+def _check_kind_of_base(path: Path, found: Sequence[Found], components: Collection[str]) -> None:
+    """Refuse a language model's LoRA for a base that makes pictures, and the other way round."""
+    is_language = any(LANGUAGE_MODEL in part.components for part in found)
+    if is_language != (LANGUAGE_MODEL in components):
+        raise BaseModelError("adapter.for_language" if is_language else "adapter.for_pictures", path=path)
 
 
 def _sources(path: Path) -> list[tuple[Path, Path | None, str | None]]:
@@ -155,8 +195,10 @@ def _inspect_file(path: Path, config: Path | None, component: str | None) -> Fou
     if halves:
         raise BaseModelError("adapter.incomplete", path=path, count=len(halves), names=some(halves))
     ranks = {place: _rank(path, header, place[1], roles) for place, roles in modules.items()}
-    settings = _settings(path, header, config, {place[0] for place in modules})
-    return Found(path, layout, header, modules, ranks, settings)
+    values = _read_config(path, header, config)
+    settings = _settings(config or path, values, {place[0] for place in modules}, is_whole=config is not None)
+    reference = str(values.get("base_model_name_or_path") or "") if config else ""
+    return Found(path, layout, header, modules, ranks, settings, reference)
 
 
 def _rank(path: Path, header: Header, module: str, roles: Mapping[str, str]) -> int:
@@ -168,15 +210,23 @@ def _rank(path: Path, header: Header, module: str, roles: Mapping[str, str]) -> 
     return down[0]
 
 
-def _settings(path: Path, header: Header, config: Path | None, components: Iterable[str]) -> dict[str, Settings]:
+def _read_config(path: Path, header: Header, config: Path | None) -> dict[str, Any]:
     """Read PEFT's config, or what diffusers keeps of it in the header under "unet.r", "unet.lora_alpha", ..."""
-    source = config or path
     try:
         text = config.read_text(encoding="utf-8") if config else header.metadata.get(DIFFUSERS_CONFIG, "")
-        values = json.loads(text) if text else {}
-        own = {c: _for_component(values, c, config is not None) for c in components}
+        return dict(json.loads(text).items()) if text else {}
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
+        raise BaseModelError("adapter.bad_config", path=config or path, reason=error) from error
+
+
+def _settings(
+    source: Path, values: Mapping[str, Any], components: Iterable[str], *, is_whole: bool
+) -> dict[str, Settings]:
+    try:
+        own = {c: _for_component(values, c, is_whole) for c in components}
+        _refuse_more_than_pairs(source, own.get(LANGUAGE_MODEL, {}))
         return {component: _parse_settings(source, part) for component, part in own.items() if part}
-    except (ValueError, TypeError, AttributeError, OSError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, re.error) as error:
         raise BaseModelError("adapter.bad_config", path=source, reason=error) from error
 
 
@@ -202,13 +252,25 @@ def _parse_settings(path: Path, values: Mapping[str, Any]) -> Settings:
     return Settings(alpha, bool(values.get("use_rslora")), patterns)
 
 
+def _refuse_more_than_pairs(path: Path, values: Mapping[str, Any]) -> None:
+    for key in _MORE_THAN_PAIRS:
+        if values.get(key) not in (None, False, "none", [], {}):
+            raise BaseModelError("adapter.other_kind", path=path, kind=f"LoRA + {key}")
+
+
 def _resolve(found: Found, known_modules: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], str]:
     """Return the canonical path of every module of the file."""
-    paths = {component: kohya_paths(component, known) for component, known in known_modules.items()}
+    paths = {c: kohya_paths(c, known) for c, known in known_modules.items() if c != LANGUAGE_MODEL}
+    layers = {*known_modules.get(LANGUAGE_MODEL, ())}
     resolved: dict[tuple[str, str], str] = {}
     unknown = []
     for component, module in found.modules:
         flat = module.replace(".", "_")
+        if component == LANGUAGE_MODEL:
+            resolved[component, module] = module
+            if layers and module not in layers:
+                unknown.append(module)
+            continue
         path = split_words(module) if found.layout == "kohya" else module
         if component in paths:
             path = paths[component].get(flat, "")
@@ -250,4 +312,13 @@ def _pair(found: Found, component: str, module: str, tensors: Mapping[str, Tenso
 def _meta(found: Found, path: Path) -> AdapterMeta:
     if found.layout == "kohya":
         return kohya_metadata.read(found.header.metadata, path.stem)
+    if LANGUAGE_MODEL in found.components:
+        said = found.header.metadata if found.header.metadata.get("family") == LANGUAGE_FAMILY else {}
+        folder = found.path.parent.resolve().name
+        return AdapterMeta(
+            family=LANGUAGE_FAMILY,
+            name=said.get("name") or folder,
+            base_hash=said.get("base_hash", ""),
+            base_reference=found.base_reference,
+        )
     return AdapterMeta(family="sd", name=path.stem if path.is_file() else path.name)

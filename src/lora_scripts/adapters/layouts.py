@@ -3,7 +3,8 @@
 kohya       lora_unet_<flat>.lora_down.weight, .lora_up.weight, .alpha
 diffusers   unet.<path>.lora_A.weight, and the older .lora.down.weight, .processor.to_q_lora.down.weight,
             .lora_linear_layer.down.weight; also without "unet." in front
-peft        base_model.model.<path>.lora_A.weight, in a folder with adapter_config.json
+peft        base_model.model.<path>.lora_A.weight, in a folder with adapter_config.json; the path alone tells a UNet's
+            ("down_blocks..."), a CLIP text encoder's and a language model's ("model.layers.0...") apart
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_scripts.adapters.names import canonical, component_of, some
+from lora_scripts.adapters.names import LANGUAGE_MODEL, canonical, component_of, some
 from lora_scripts.adapters.safetensors_file import Header
 from lora_scripts.errors import BaseModelError
 
@@ -34,10 +35,14 @@ _OTHER_FAMILIES = {
     r"^lora_te2_|^text_encoder_2\.|^lora_unet_(input_blocks|middle_block|output_blocks)_": "SDXL",
     r"(double_blocks|single_blocks|single_transformer_blocks)[._]\d": "FLUX",
     r"joint_blocks[._]\d|^lora_te3_": "Stable Diffusion 3",
-    r"^(base_model\.model\.)?(model\.|transformer\.)?(layers|h)\.\d+\.": "LLM",
     r"^transformer\.|^base_model\.model\.transformer_blocks\.": "diffusion transformer",
     r"^diffusion_model\.": "diffusion_model",
 }
+PEFT_PREFIX = "base_model.model."
+# A language model's layer, however the class nests them: model.layers.0, transformer.h.0, gpt_neox.layers.0.
+_LANGUAGE = re.compile(r"lm_head|embed_out|(\w+\.)+(layers|h|blocks)\.\d+\..+")
+# The same without PEFT's prefix: PEFT itself would load nothing of it and say nothing.
+_LANGUAGE_BARE = re.compile(r"(base_model\.)?((model|transformer|gpt_neox|backbone)\.(layers|h)|layers|h)\.\d+\.")
 _LORA_MARK = re.compile(r"lora_|\.lora\.|_lora\.|hada_|lokr_|\.oft_")
 
 _KOHYA = re.compile(
@@ -79,6 +84,7 @@ def recognise(path: Path, header: Header) -> tuple[str, dict[str, Key]]:
     layout = _layout(names)
     keys = {name: _kohya_key(name) if layout == "kohya" else _path_key(name) for name in names}
     unknown = [name for name, key in keys.items() if key is None]
+    _refuse_more_than_pairs(path, unknown)
     if unknown:
         raise BaseModelError("adapter.unknown_keys", path=path, count=len(unknown), names=some(unknown))
     understood = {name: key for name, key in keys.items() if key is not None}
@@ -88,7 +94,7 @@ def recognise(path: Path, header: Header) -> tuple[str, dict[str, Key]]:
 
 def _layout(names: Iterable[str]) -> str:
     first = next(iter(names))
-    if first.startswith("base_model.model."):
+    if first.startswith(PEFT_PREFIX):
         return "peft"
     return "kohya" if first.startswith(("lora_unet_", "lora_te")) else "diffusers"
 
@@ -100,12 +106,25 @@ def _refuse_foreign(path: Path, header: Header) -> None:
     for pattern, kind in _OTHER_KINDS.items():
         if any(re.search(pattern, name) for name in names):
             raise BaseModelError("adapter.other_kind", path=path, kind=kind)
+    bare = [name for name in names if _LANGUAGE_BARE.match(name)]
+    if bare:
+        raise BaseModelError("adapter.no_prefix", path=path, names=some(bare))
     for pattern, family in _OTHER_FAMILIES.items():
         if any(re.search(pattern, name) for name in names):
             raise BaseModelError("adapter.other_family", path=path, found=family)
     said = header.metadata.get("ss_base_model_version", "")
     if said and said != "None" and not said.startswith("sd_"):
         raise BaseModelError("adapter.other_family", path=path, found=said)
+
+
+def _refuse_more_than_pairs(path: Path, unknown: Iterable[str]) -> None:
+    """Say what PEFT has put beside the pairs: the names of whole layers and biases give them away."""
+    for name in unknown:
+        if name.startswith(PEFT_PREFIX) and "lora_" not in name:
+            kind = "bias" if name.endswith(".bias") else "modules_to_save / save_embedding_layers"
+            raise BaseModelError("adapter.other_kind", path=path, kind=f"LoRA + {kind} ({name})")
+        if name.startswith(PEFT_PREFIX) and name.endswith(".bias"):
+            raise BaseModelError("adapter.other_kind", path=path, kind=f"LoRA + lora_bias ({name})")
 
 
 def _refuse_wide(path: Path, header: Header, keys: Mapping[str, Key]) -> None:
@@ -128,6 +147,9 @@ def _path_key(name: str) -> Key | None:
     match = _PATH.fullmatch(name)
     if match is None:
         return None
+    is_language = match["prefix"] == PEFT_PREFIX and component_of(match["module"]) is None
+    if is_language and match["now"] and _LANGUAGE.fullmatch(match["module"]):
+        return Key(LANGUAGE_MODEL, match["module"], _ROLES[match["now"]])
     module = match["module"].replace(".processor.", ".")
     prefix = (match["prefix"] or "").rstrip(".")
     component = prefix if prefix in ("unet", "text_encoder") else component_of(module)

@@ -1,7 +1,8 @@
 """Module paths and what other tools call them: one table, read in both directions.
 
 Canonical paths are those of the diffusers or transformers class ("down_blocks.0.attentions.0.proj_in"); a CLIP text
-encoder's begin with "text_model." whichever way the installed transformers nests it. Kohya's tools write
+encoder's begin with "text_model." whichever way the installed transformers nests it; a language model's are left as
+they are. Kohya's tools write
 "lora_unet_down_blocks_0_attentions_0_proj_in": dots have become underscores, so reading needs the model's own list of
 modules, or, where there is none, the words that hold an underscore themselves.
 """
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from lora_scripts.errors import BaseModelError
 
+LANGUAGE_MODEL = "language_model"
 KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 MAX_NAMED = 10
 

@@ -14,14 +14,16 @@ def lines(prepared: Prepared) -> Iterator[str]:
     """Yield the plan, line by line."""
     text = messages.text
     config, base, plan, scan = prepared.config, prepared.base, prepared.plan, prepared.scan
-    kind = f"{base.family} / {base.variant}, {base.prediction_type}, {base.resolution} px"
-    yield text("cli.plan.base", base=base.name, kind=kind)
+    yield text("cli.plan.base", base=base.name, kind=base.kind)
     for note in prepared.notes:
         yield text(note.code, **note.params)
     for dropped in scan.dropped[:MAX_DROPPED]:
         yield text("cli.plan.dropped", reason=text(dropped.code, **dropped.params))
     if len(scan.dropped) > MAX_DROPPED:
         yield text("cli.plan.more_dropped", count=len(scan.dropped) - MAX_DROPPED)
+    if prepared.chosen:
+        chosen = ", ".join(f"{key} {value}" for key, value in prepared.chosen.items())
+        yield text("cli.plan.chosen", family=base.family, chosen=chosen)
     if prepared.held:
         yield text("cli.plan.held", count=len(prepared.held), train=len(prepared.examples))
     yield text(

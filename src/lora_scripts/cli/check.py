@@ -6,6 +6,8 @@ import argparse
 
 from lora_scripts.cli import _config_arguments
 
+SHOWN = 3
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
@@ -26,6 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     file_names(prepared)
     for line in _plan_table.lines(prepared):
         console.line(line)
+    for shown in prepared.family.explain(prepared.base, prepared.examples, SHOWN):
+        console.line("")
+        console.line(shown)
     from lora_scripts.forecast import forecast
 
     for code, params in forecast(prepared):

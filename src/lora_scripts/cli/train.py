@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts import messages
 from lora_scripts.cli import _config_arguments
 from lora_scripts.cli._console import Console, quiet_libraries
-
 if TYPE_CHECKING:
     from lora_scripts.app import Outcome
 
@@ -50,25 +47,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _results(console: Console, outcome: Outcome) -> None:
-    config, base = outcome.prepared.config, outcome.prepared.base
+    from lora_scripts.runs import RunFolder
+
+    prepared = outcome.prepared
     console.line("")
-    picture = outcome.folder / "previews" / "before_after.png"
-    if picture.exists():
-        console.say("cli.result.picture", path=picture)
+    for path in sorted((outcome.folder / "previews").glob("before_after.*")):
+        console.say("cli.result.preview", path=path)
     for path in outcome.files.values():
         console.say("cli.result.file", path=path)
+    report = RunFolder(outcome.folder).report
+    if report.exists():
+        console.line(report.read_text(encoding="utf-8"))
+        console.say("cli.result.report", path=report)
     console.say("cli.result.curves", path=outcome.folder / "logs")
-    file = _webui_file(outcome.files)
-    if base.webui and file is not None:
-        console.say("cli.result.webui", path=file, line=f"<lora:{config.resolved_name}:0.8>")
-    else:
-        console.say("cli.result.no_webui", base=config.base_model)
-        prompt = outcome.prepared.examples[0].title
-        lora = file or outcome.folder
-        console.line(
-            f'  lora-scripts sample --base {config.base_model} --lora {lora}:0.8 --prompt "{prompt}" --out samples'
-        )
-
-
-def _webui_file(files: Mapping[str, Path]) -> Path | None:
-    return files.get("kohya") or next(iter(files.values()), None)
+    facts = prepared.scan.facts
+    for note in prepared.family.usage(prepared.base, outcome.files, facts, prepared.examples[0]):
+        console.say(note.code, **note.params)

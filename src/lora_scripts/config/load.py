@@ -170,6 +170,12 @@ def _check_together(tree: Mapping, lines: Mapping, file: str) -> list[Problem]:
         found.append(
             Problem("config.halves_differ", {"base": base, "mixed": mixed}, _where(("mixed_precision",), lines, file))
         )
+    validation = tree.get("validation")
+    if isinstance(validation, dict) and validation.get("use_best") is True and validation.get("every"):
+        every, save = validation["every"], tree.get("save_steps", RunConfig.model_fields["save_steps"].default)
+        if not isinstance(every, int) or not isinstance(save, int) or every % save:
+            place = _where(("validation", "every"), lines, file)
+            found.append(Problem("config.best_every", {"every": every, "save": save}, place))
     if tree.get("metadata_path") and not tree.get("train_data_dir"):
         found.append(Problem("config.metadata_alone", {}, _where(("metadata_path",), lines, file)))
     return found

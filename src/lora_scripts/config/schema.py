@@ -78,6 +78,7 @@ class PreviewSection(Section):
     count: int = Field(4, ge=1, le=64)
     steps: int = Field(20, ge=1, le=1000)
     guidance: float = Field(3.0, ge=0, le=50)
+    new_tokens: int = Field(64, ge=1, le=4096)
     seed: int = Field(1, ge=0)
 
     @model_validator(mode="before")
@@ -87,10 +88,13 @@ class PreviewSection(Section):
 
 
 class ValidationSection(Section):
-    """The held-out part and how often its loss is measured."""
+    """The held-out part and how often it is measured."""
 
     enabled: bool = False
     share: float = Field(0.1, gt=0, lt=1)
+    paths: tuple[Path, ...] = ()
+    answers: int = Field(32, ge=0, le=100_000)
+    use_best: bool = False
     every: int | None = Field(None, ge=1)
     levels: int = Field(4, ge=1, le=64)
 
@@ -98,6 +102,11 @@ class ValidationSection(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return _switch(value)
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _path_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value
 
 
 def _switch(value: Any) -> Any:
@@ -111,6 +120,7 @@ def _switch(value: Any) -> Any:
 
 Resolution = Annotated[int, Field(ge=8, le=8192)]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+BasePrecision = Literal["auto", "float32", "bf16", "fp16", "nf4"]
 
 
 class RunConfig(Section):
@@ -155,7 +165,14 @@ class RunConfig(Section):
     min_snr_gamma: float | None = Field(None, gt=0, le=1000)
     loss: Literal["mse", "huber", "l1"] = "mse"
 
-    base_precision: Precision = "auto"
+    max_length: int | None = Field(None, ge=8, le=1_000_000)
+    batch_tokens: int = Field(4096, ge=8, le=100_000_000)
+    train_on: Literal["completions", "last", "all"] = "completions"
+    labels: tuple[str, ...] = ()
+    beta: float = Field(0.1, gt=0, le=100)
+    sft_weight: float = Field(0.0, ge=0, le=100)
+
+    base_precision: BasePrecision = "auto"
     mixed_precision: Precision = "auto"
     attention: Literal["auto", "math", "flash"] = "auto"
     gradient_checkpointing: bool = False
@@ -182,7 +199,7 @@ class RunConfig(Section):
             return {"name": default_choice(info.field_name or ""), **value}
         return value
 
-    @field_validator("lora_alpha", "gradient_accumulation", mode="before")
+    @field_validator("lora_alpha", "gradient_accumulation", "max_length", mode="before")
     @classmethod
     def _auto(cls, value: Any) -> Any:
         return None if value == "auto" else value

@@ -65,24 +65,45 @@ def steps_of_epoch(examples: Sequence[Example], epoch: int, seed: int, step_size
 
 
 def micro_batches(
-    step: Sequence[Visit], examples: Sequence[Example], batch_size: int, *, rank: int = 0, world: int = 1
+    step: Sequence[Visit],
+    examples: Sequence[Example],
+    batch_size: int,
+    *,
+    budget: int | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> list[list[Visit]]:
-    """Split one step into micro-batches of one group each, and return those of process `rank`."""
+    """Split one step into micro-batches of one group each, and return those of process `rank`.
+
+    Args:
+        batch_size: most examples a micro-batch.
+        budget: most length a micro-batch, where length counts; a longer example is alone. Like lengths come together.
+    """
     groups: dict[object, list[Visit]] = defaultdict(list)
     for visit in step:
         groups[examples[visit.example].group].append(visit)
-    batches = [members[i : i + batch_size] for members in groups.values() for i in range(0, len(members), batch_size)]
+    batches: list[list[Visit]] = []
+    for members in groups.values():
+        longest_first = sorted(members, key=lambda visit: -examples[visit.example].length)
+        room = 0
+        for position, visit in enumerate(longest_first):
+            length = examples[visit.example].length
+            full = len(batches[-1]) == batch_size if position else True
+            if full or (budget is not None and length > room):
+                batches.append([])
+                room = budget or 0
+            batches[-1].append(visit)
+            room -= length
     return batches[rank::world]
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """Split off a share of the examples by a hash of seed and content, so that adding one moves no other.
 
-    Examples of one content (the same picture at two sizes) fall on the same side.
+    Examples of one `split_key` (the same picture at two sizes, the messages of one customer) fall on the same side.
     """
     train: list[Example] = []
     held: list[Example] = []
     for example in examples:
-        content = getattr(example, "sha256", example.fingerprint)
-        (held if seed_of(seed, content, "held out") / 2**63 < share else train).append(example)
+        (held if seed_of(seed, example.split_key, "held out") / 2**63 < share else train).append(example)
     return train, held

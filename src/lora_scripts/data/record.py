@@ -17,6 +17,11 @@ class Example(Protocol):
         group: examples of one group may share a micro-batch (same size).
         repeats: visits an epoch.
         weight: how much one visit counts in the loss.
+        mass: what one visit adds to a step's weight: its weight, times its target tokens where it is text.
+        kind: what an objective asks for: "picture", "chat", "pair", ...
+        length: what it takes in a micro-batch: 1 for a picture, tokens for a text.
+        shape: what its cost depends on.
+        split_key: examples of one key are never split between training and held-out part.
         title: what a preview would ask for to get something like it.
     """
 
@@ -38,6 +43,26 @@ class Example(Protocol):
 
     @property
     def weight(self) -> float:
+        """See above."""
+
+    @property
+    def mass(self) -> float:
+        """See above."""
+
+    @property
+    def kind(self) -> str:
+        """See above."""
+
+    @property
+    def length(self) -> int:
+        """See above."""
+
+    @property
+    def shape(self) -> Hashable:
+        """See above."""
+
+    @property
+    def split_key(self) -> str:
         """See above."""
 
     @property
@@ -123,6 +148,31 @@ class PictureExample:
         return self.bucket
 
     @property
+    def mass(self) -> float:
+        """Its weight: a picture is one thing to learn from, whatever its size."""
+        return self.weight
+
+    @property
+    def kind(self) -> str:
+        """What `denoise` learns from."""
+        return "picture"
+
+    @property
+    def length(self) -> int:
+        """One place in a micro-batch."""
+        return 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The bucket."""
+        return self.bucket
+
+    @property
+    def split_key(self) -> str:
+        """The same picture at two sizes stays on one side."""
+        return self.sha256
+
+    @property
     def title(self) -> str:
         """The first caption."""
         return self.captions[0]
@@ -134,6 +184,56 @@ class PictureExample:
 
         parts = (self.sha256, str(self.bucket), *self.captions)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system", "user", "assistant" or "tool".
+        weight: how much its tokens count; None leaves that to the config's `train_on`, 0 keeps it out of the loss.
+    """
+
+    role: str
+    content: str
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One row of a text data set, whatever format it came in; not yet tokens.
+
+    Attributes:
+        id: "<data set>/<file>:<row>", with "#<part>" where one row of a file becomes several.
+        kind: "chat" (turns to learn from), "completion" (a prompt and what follows it), "text" (all of it is learned),
+            "pair" (one prompt, a better and a worse answer) or "thumb" (an answer that was liked or not).
+        prompt: the turns before the answer; for "completion" one user turn, rendered by the chat template where
+            the base has one and else as it is; for "text" empty.
+        answer: for "chat" the empty tuple (the turns to learn are inside `prompt`), else the answer's turns; for
+            "text" one turn that holds the text.
+        rejected: for "pair" the worse answer's turns.
+        liked: for "thumb".
+        label: the class that the row's answer names, for the task's own metric; "" where it is not a label row.
+        task: "classify", "draft" or "" for a row of another format.
+        message: for task rows, the customer's message.
+        group: rows of one group (customer, thread) are never split between training and held-out part.
+        language: as the row says, or "".
+    """
+
+    id: str
+    kind: str
+    prompt: tuple[Message, ...] = ()
+    answer: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    liked: bool | None = None
+    label: str = ""
+    task: str = ""
+    message: str = ""
+    group: str = ""
+    language: str = ""
+    weight: float = 1.0
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,9 +262,13 @@ class Scan:
         found: files looked at, before any was dropped.
         dropped: quarantined files, each with its reason.
         notes: what the plan should say: where captions came from, how many of each.
+        held: examples of the data that are only measured.
+        facts: what the family needs to know of the data later, as JSON values.
     """
 
     examples: Sequence[Example]
     found: int
     dropped: Sequence[Dropped] = ()
     notes: Sequence[Note] = ()
+    held: Sequence[Example] = ()
+    facts: Mapping[str, object] = field(default_factory=dict)

@@ -9,7 +9,6 @@ from typing import Any
 
 from lora_scripts.adapters.adapter import Adapter, LoraPair
 from lora_scripts.adapters.names import canonical
-from lora_scripts.errors import NumericsError
 
 
 def read(path: Path, adapter: Adapter) -> Adapter:
@@ -66,17 +65,3 @@ def _alpha(path: str, settings: Mapping[str, Any]) -> float:
         if re.fullmatch(rf"(.*\.)?({pattern})", path):
             return float(alpha)
     return float(settings["lora_alpha"])
-
-
-def check_finite(adapter: Adapter) -> None:
-    """Refuse an adapter with a value that is not finite.
-
-    Raises:
-        NumericsError: names the module.
-    """
-    import torch
-
-    for component, pairs in adapter.pairs.items():
-        for path, pair in pairs.items():
-            if not bool(torch.isfinite(pair.down).all() and torch.isfinite(pair.up).all()):
-                raise NumericsError("adapter.not_finite", name=f"{component}.{path}")

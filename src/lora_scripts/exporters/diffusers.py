@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta
+from lora_scripts.adapters.compare import check_finite
 from lora_scripts.adapters.files import DIFFUSERS_FILE
 from lora_scripts.adapters.safetensors_file import save
 from lora_scripts.contracts import Report
@@ -40,7 +41,7 @@ def export(adapter: Adapter, path: Path) -> Report:
         NumericsError: a value is not finite.
         MachineError: no space, or not writable.
     """
-    _diffusers_reader.check_finite(adapter)
+    check_finite(adapter)
     tensors = {}
     for component, pairs in adapter.pairs.items():
         for module, pair in pairs.items():

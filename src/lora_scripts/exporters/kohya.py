@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from lora_scripts.adapters import kohya_metadata
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
+from lora_scripts.adapters.compare import check_finite
 from lora_scripts.adapters.files import DIFFUSERS_FILE
 from lora_scripts.adapters.names import kohya_name
 from lora_scripts.adapters.safetensors_file import body, body_hash, encode_header, save
@@ -63,7 +64,7 @@ def export(adapter: Adapter, path: Path) -> Report:
         NumericsError: a value is not finite.
         MachineError: no space, or not writable.
     """
-    _diffusers_reader.check_finite(adapter)
+    check_finite(adapter)
     tensors: dict[str, Tensor] = {}
     dims: set[int] = set()
     alphas: set[float] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +12,9 @@ from lora_scripts.diffusion import noise as diffusion
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LEARNS = frozenset({"picture"})
 
 
 class Config(BaseModel):
@@ -49,6 +53,10 @@ class Denoise:
                 family.prediction_type, family.alphas_cumprod, timesteps, gamma
             ).to(rows)
         return Loss(total=(rows * weights).sum())
+
+    def levels(self, wanted: int) -> Sequence[float | None]:
+        """Fixed noise levels for a measurement: evenly spaced quantiles."""
+        return tuple((level + 0.5) / wanted for level in range(wanted))
 
     def _distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """(B,) mean distance over C, H, W."""

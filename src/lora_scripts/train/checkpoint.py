@@ -119,15 +119,12 @@ def load_newest(folder: Path, tell: Callable[[str, Mapping[str, Any]], None]) ->
     Raises:
         CheckpointError: all are damaged, or the newest was written by a newer version.
     """
-    from safetensors.torch import load_file
-
     found = steps(folder)
     for step in reversed(found):
         path = folder / f"step-{step}"
         reason = damage(path)
         if reason is None:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-            return State(step, load_file(path / "state.safetensors"), manifest["facts"])
+            return load(folder, step)
         tell("train.checkpoint_damaged", {"step": step, "reason": reason})
     if found:
         raise CheckpointError("train.all_damaged", path=folder, steps=", ".join(map(str, found)))
@@ -159,9 +156,25 @@ def damage(path: Path) -> str | None:
     return None if "state.safetensors" in files else "state.safetensors"
 
 
-def prune(folder: Path, keep: int | None) -> None:
-    """Remove the oldest checkpoints until `keep` are left; called only after a new one is in place."""
-    found = steps(folder) if keep is not None else []
+def load(folder: Path, step: int) -> State:
+    """Return the checkpoint of one step.
+
+    Raises:
+        CheckpointError: it is absent or damaged.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / f"step-{step}"
+    reason = damage(path)
+    if reason is not None:
+        raise CheckpointError("train.best_gone", step=step, path=path, reason=reason)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    return State(step, load_file(path / "state.safetensors"), manifest["facts"])
+
+
+def prune(folder: Path, keep: int | None, best: int | None = None) -> None:
+    """Remove the oldest checkpoints until `keep` are left, besides the best; called after a new one is in place."""
+    found = [step for step in steps(folder) if step != best] if keep is not None else []
     for step in found[: len(found) - (keep or 0)]:
         path = folder / f"step-{step}"
         with contextlib.suppress(OSError):

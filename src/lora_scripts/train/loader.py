@@ -32,13 +32,22 @@ class Loader:
         examples: what an epoch visits.
         step_size: visits a step over all processes.
         batch_size: visits a micro-batch at most.
+        budget: length a micro-batch at most, where length counts.
     """
 
     def __init__(
-        self, family: Family, examples: Sequence[Example], cache: Cache, *, seed: int, step_size: int, batch_size: int
+        self,
+        family: Family,
+        examples: Sequence[Example],
+        cache: Cache,
+        *,
+        seed: int,
+        step_size: int,
+        batch_size: int,
+        budget: int | None = None,
     ):
         self.family, self.examples, self.cache = family, examples, cache
-        self.seed, self.step_size, self.batch_size = seed, step_size, batch_size
+        self.seed, self.step_size, self.batch_size, self.budget = seed, step_size, batch_size, budget
         self.rank, self.world = 0, 1
         self.steps_per_epoch = -(-len(visits(examples, 0)) // step_size)
         self._keys: dict[str, str] = {}
@@ -50,20 +59,25 @@ class Loader:
         """Return this process's micro-batches of step `step` (from 0)."""
         epoch, inside = divmod(step, self.steps_per_epoch)
         chosen = self._epoch(epoch)[inside]
-        parts = micro_batches(chosen, self.examples, self.batch_size, rank=self.rank, world=self.world)
-        return [self.batch(part) for part in parts]
+        return [self.batch(part) for part in self._split(chosen)]
 
     def held_out(self) -> list[list[Batch]]:
         """Return every example once, with draws that never change, as steps for a measurement."""
         chosen = visits(self.examples, -1)
-        parts = micro_batches(chosen, self.examples, self.batch_size, rank=self.rank, world=self.world)
-        return [[self.batch(part)] for part in parts]
+        return [[self.batch(part)] for part in self._split(chosen)]
 
     def largest(self) -> list[Batch]:
         """Return one micro-batch of the largest group, for the rehearsal."""
         group = max((example.group for example in self.examples), key=_area)
-        members = [i for i, example in enumerate(self.examples) if example.group == group][: self.batch_size]
-        return [self.batch([Visit(i, 0, 0) for i in members])]
+        members = [Visit(i, 0, 0) for i, example in enumerate(self.examples) if example.group == group]
+        parts = micro_batches(members, self.examples, self.batch_size, budget=self.budget)
+        return [self.batch(max(parts, key=lambda part: sum(self.examples[v.example].length for v in part)))]
+
+    def _split(self, visited: Sequence[Visit]) -> list[list[Visit]]:
+        """Return this process's micro-batches of these visits."""
+        return micro_batches(
+            visited, self.examples, self.batch_size, budget=self.budget, rank=self.rank, world=self.world
+        )
 
     def draw(self, visit: Visit) -> Draw:
         """Return what a visit is dealt."""
@@ -88,7 +102,7 @@ class Loader:
             for example, visit in zip(examples, members, strict=True)
         ]
         return Batch(
-            weight=sum(example.weight for example in examples),
+            weight=sum(example.mass for example in examples),
             weights=weights,
             tensors=self.family.collate(examples, entries),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_scripts.config.schema import RunConfig, warmup_steps
+from lora_scripts.contracts import Pace
 from lora_scripts.data.order import visits
 from lora_scripts.data.record import Example
 
@@ -63,13 +64,6 @@ def make(config: RunConfig, examples: Sequence[Example], processes: int = 1) -> 
 # The backward pass through a frozen network forms input gradients: about as many operations as the forward pass, and
 # the low-rank pairs and what is kept for them cost about as much again.
 PASSES = 3.0
-# Share of the measured matrix rate that convolutions and attention reach, and what a step costs besides arithmetic:
-# measured with SD 1.5's shape at 256 pixels (1.38 s, batch 1) and with the embedded model (0.19 s, batch 16).
-SHARE_OF_MATRIX_RATE = 0.3
-SECONDS_A_MICRO_BATCH = 0.08
-# Bytes of activations kept for the backward pass, per forward operation: SD 1.5's shape at 256 pixels keeps about
-# 1.5 GB for 180 GFLOP in float32.
-ACTIVATION_BYTES_PER_OPERATION = 0.0085
 CHECKPOINTED_SHARE = 0.3
 RUNTIME_BYTES = 800 << 20
 
@@ -85,6 +79,8 @@ class Work:
         operations: forward operations by group of examples.
         counts: visits an epoch by group.
         base_bytes: bytes a frozen parameter takes.
+        most_operations: forward operations of the largest micro-batch.
+        pace: of the family.
     """
 
     parameters: int
@@ -92,12 +88,14 @@ class Work:
     lora: int
     operations: Mapping[Hashable, float]
     counts: Mapping[Hashable, int]
-    base_bytes: int
+    base_bytes: float
+    most_operations: float
+    pace: Pace
 
 
 def estimate_memory(config: RunConfig, work: Work) -> int:
     """Estimate the peak bytes: either while the encoders run, or in a step of the largest group."""
-    kept = ACTIVATION_BYTES_PER_OPERATION * max(work.operations.values()) * config.batch_size * work.base_bytes / 4
+    kept = work.pace.bytes_per_operation * work.most_operations * max(work.base_bytes, 2) / 4
     kept *= CHECKPOINTED_SHARE if config.gradient_checkpointing else 1.0
     # A trained parameter has a gradient and two moments beside it.
     standing = RUNTIME_BYTES + work.parameters * work.base_bytes + work.lora * 4 * 4
@@ -108,5 +106,5 @@ def estimate_seconds(plan: Plan, work: Work, rate: float) -> float:
     """Estimate the run's seconds on a machine that does `rate` operations a second in a matrix product."""
     visits_an_epoch = sum(work.counts.values())
     mean = sum(work.operations[group] * count for group, count in work.counts.items()) / visits_an_epoch
-    arithmetic = PASSES * mean * plan.step_size / (rate * SHARE_OF_MATRIX_RATE)
-    return plan.steps * (arithmetic + SECONDS_A_MICRO_BATCH * plan.accumulation)
+    arithmetic = PASSES * mean * plan.step_size / (rate * work.pace.share)
+    return plan.steps * (arithmetic + work.pace.seconds * plan.accumulation)

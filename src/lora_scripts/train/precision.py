@@ -13,10 +13,15 @@ DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Precision:
-    """How the frozen base is held, and Accelerate's word for how sums are computed ("no", "bf16", "fp16")."""
+    """How the frozen base is held, and Accelerate's word for how sums are computed ("no", "bf16", "fp16").
+
+    Attributes:
+        quantisation: "nf4" where the base's weights are held in 4 bits and `base` is what they are computed in, else "".
+    """
 
     base: torch.dtype
     mixed: str
+    quantisation: str = ""
 
 
 def multiplies_bf16_fast(device: torch.device) -> bool:
@@ -35,8 +40,11 @@ def choose(base: str, mixed: str, device: torch.device) -> Precision:
     """Resolve `base_precision` and `mixed_precision`, either of which may be "auto"."""
     import torch
 
+    quantisation = ""
+    if base == "nf4":
+        base, quantisation = "bf16" if mixed in ("auto", "float32") else mixed, "nf4"
     if base == "auto":
         base = "bf16" if multiplies_bf16_fast(device) else "float32"
     if mixed == "auto":
         mixed = "float32" if base == "float32" else base
-    return Precision(getattr(torch, DTYPES[base]), "no" if mixed == "float32" else mixed)
+    return Precision(getattr(torch, DTYPES[base]), "no" if mixed == "float32" else mixed, quantisation)

@@ -37,7 +37,8 @@ class Progress:
         elif isinstance(event, EpochEnded):
             self._epoch(event)
         elif isinstance(event, Evaluated):
-            self.say("train.evaluated", step=event.step, loss=f"{event.loss:.4f}")
+            more = "".join(f", {name} {value:.3f}" for name, value in event.logs.items())
+            self.say("train.evaluated", step=event.step, loss=f"{event.loss:.4f}", more=more)
         elif isinstance(event, Saved):
             self.say("train.saved", step=event.step, path=event.path)
         elif isinstance(event, Advised):

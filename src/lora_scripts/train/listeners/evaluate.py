@@ -1,8 +1,8 @@
-"""Held-out loss at fixed noise levels: the same numbers for the same weights, whenever it is measured."""
+"""Held-out loss and the task's own numbers: the same for the same weights, whenever they are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lora_scripts.contracts import Batch, Objective
@@ -16,7 +16,8 @@ class Evaluate:
     Args:
         batches: returns the held-out micro-batches, the same each time.
         every: steps between measurements.
-        levels: noise levels an example, evenly spaced quantiles.
+        levels: quantiles of the noise to measure at.
+        scores: measures the task: numbers under "logs", the rest under "details".
         emit: where `Evaluated` goes.
     """
 
@@ -28,22 +29,34 @@ class Evaluate:
         batches: Callable[[], Sequence[Sequence[Batch]]],
         *,
         every: int,
-        levels: int,
+        levels: Sequence[float | None],
+        scores: Callable[[], Mapping[str, Any]],
         emit: Callable[[Event], object],
     ):
         self.family, self.objective, self.accelerator, self.batches = family, objective, accelerator, batches
-        self.every, self.levels, self.emit = every, levels, emit
+        self.every, self.levels, self.scores, self.emit = every, levels, scores, emit
         self.total = 0
+        self.latest: Evaluated | None = None
 
     def __call__(self, event: Event) -> Command | None:
         """Measure when it is time."""
         if isinstance(event, Started):
             self.total = event.total
             if event.step == 0:
-                self.emit(Evaluated(0, self.measure()))
+                self.tell(0)
         elif isinstance(event, Stepped) and (event.step % self.every == 0 or event.step == self.total):
-            self.emit(Evaluated(event.step, self.measure()))
+            self.tell(event.step)
         return None
+
+    def tell(self, step: int) -> Evaluated:
+        """Measure the weights of `step` and tell it."""
+        with measuring(self.family.trainable().values()):
+            loss = self.measure()
+            found = self.scores()
+        logs = {**self.family.reading(loss), **found.get("logs", {})}
+        self.latest = Evaluated(step, loss, logs, found.get("details", {}))
+        self.emit(self.latest)
+        return self.latest
 
     def measure(self) -> float:
         """Return the weighted mean loss over examples and levels, without dropout or gradients."""
@@ -51,8 +64,7 @@ class Evaluate:
 
         sums = torch.zeros(2, dtype=torch.float64)
         with measuring(self.family.trainable().values()), self.accelerator.autocast():
-            for level in range(self.levels):
-                quantile = (level + 0.5) / self.levels
+            for quantile in self.levels:
                 for batches in self.batches():
                     for batch in batches:
                         loss = self.objective.loss(self.family, batch, quantile=quantile).total

@@ -19,6 +19,7 @@ class Save:
         capture: returns the state to write.
         add_files: puts the loadable LoRA of a step into the staged folder.
         emit: where `Saved` goes.
+        best: returns the step that must stay, where there is one.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class Save:
         capture: Callable[[], checkpoint.State],
         add_files: Callable[[Path, int], None],
         emit: Callable[[Event], object],
+        best: Callable[[], int | None] = lambda: None,
     ):
         self.folder, self.at, self.keep = folder, frozenset(at), keep
         self.capture, self.add_files, self.emit = capture, add_files, emit
+        self.best = best
         self.saved = -1
 
     def __call__(self, event: Event) -> Command | None:
@@ -42,5 +45,5 @@ class Save:
             path = checkpoint.write(self.folder, self.capture(), lambda staged: self.add_files(staged, event.step))
             self.saved = event.step
             self.emit(Saved(event.step, str(path)))
-            checkpoint.prune(self.folder, self.keep)
+            checkpoint.prune(self.folder, self.keep, self.best())
         return None
