@@ -13,6 +13,8 @@ from lora_scripts import registry
 from lora_scripts.adapters import files as adapter_files
 from lora_scripts.contracts import Base, Placement
 from lora_scripts.data.record import Message
+from lora_scripts.data.texts import fields
+from lora_scripts.data.texts.fields import Unfit
 from lora_scripts.data.texts.files import RowFile
 from lora_scripts.data.texts.tasks import classify_prompt, draft_prompt
 from lora_scripts.errors import BaseModelError, ConfigError, DataError
@@ -84,8 +86,9 @@ def parse_adapters(values: Sequence[str], labels: Sequence[str] = ()) -> dict[st
 
 def _task(folder: Path, labels: Sequence[str]) -> Task:
     path = folder / TASK_FILE
+    given = tuple(sorted(set(labels)))
     if not path.is_file():
-        return Task(tuple(sorted(labels)))
+        return Task(given)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         task = Task(tuple(map(str, raw["labels"])), float(raw["temperature"]), float(raw["abstain_below"]))
@@ -93,7 +96,7 @@ def _task(folder: Path, labels: Sequence[str]) -> Task:
             raise ValueError(f"schema {raw['schema']}")
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise BaseModelError("llm.bad_task", path=path, reason=error) from error
-    if labels and tuple(sorted(labels)) != task.labels:
+    if given and given != task.labels:
         raise ConfigError("llm.other_labels", given=", ".join(labels), known=", ".join(task.labels), path=path)
     return task
 
@@ -151,29 +154,33 @@ def open_speaker(adapters: Mapping[str, Named], base: str | None = None) -> Spea
     return Speaker(found, adapters)
 
 
-def read_rows(path: Path, adapters: Mapping[str, Named]) -> list[dict[str, Any]]:
+def read_rows(path: Path, adapters: Mapping[str, Named], *, classifies: bool) -> list[dict[str, Any]]:
     """Return the rows of a JSONL file of messages, checked.
+
+    Args:
+        classifies: rows that say a label are classified too.
 
     Raises:
         DataError: names the line: no message, an unknown adapter or label.
+        BaseModelError: a row is to be classified, and its adapter knows no labels.
     """
     rows: list[dict[str, Any]] = []
     for number, raw in RowFile(path).rows():
-        place, row = f"{path}:{number}", dict(raw)
-        message = row.get("message")
-        if not isinstance(message, str) or not message.strip():
-            raise DataError("llm.no_message", place=place)
-        name = row.get("adapter", "")
-        if len(adapters) == 1 and "" in adapters:
-            name = ""
-        if name not in adapters:
+        try:
+            fields.filled(raw, "message")
+            name, label = (fields.optional(raw, key).strip() for key in ("adapter", "label"))
+        except Unfit as error:
+            raise DataError(error.code, **{"file": path, "row": number, **error.params}) from error
+        adapter = adapters.get("") or adapters.get(name)
+        if adapter is None:
             known = ", ".join(sorted(adapters))
-            raise DataError("llm.unknown_adapter", place=place, name=name or "-", known=known)
-        label = row.get("label")
-        if label is not None and label not in adapters[name].task.labels:
-            known = ", ".join(adapters[name].task.labels)
-            raise DataError("llm.unknown_label", place=place, label=label, known=known)
-        rows.append(row)
+            raise DataError("llm.unknown_adapter", place=f"{path}:{number}", name=name or "-", known=known)
+        labels = adapter.task.labels
+        if label and labels and label not in labels:
+            raise DataError("llm.unknown_label", place=f"{path}:{number}", label=label, known=", ".join(labels))
+        if (classifies or not label) and len(labels) < 2:
+            raise BaseModelError("llm.no_labels", path=adapter.path)
+        rows.append({**raw, **{key: value for key, value in (("adapter", name), ("label", label)) if key in raw}})
     if not rows:
         raise DataError("llm.no_messages", path=path)
     return rows
@@ -190,16 +197,10 @@ def _by_adapter(rows: Sequence[Mapping[str, Any]], adapters: Mapping[str, Named]
 def classify(
     speaker: Speaker, rows: Sequence[Mapping[str, Any]], tell: Callable[[int, int], None]
 ) -> list[tuple[str, float, bool]]:
-    """Return (label, confidence, abstained) for each row, in order.
-
-    Raises:
-        BaseModelError: an adapter knows no labels.
-    """
+    """Return (label, confidence, abstained) for each row, in order."""
     found: dict[int, tuple[str, float, bool]] = {}
     for name, places in _by_adapter(rows, speaker.adapters).items():
         task = speaker.adapters[name].task
-        if len(task.labels) < 2:
-            raise BaseModelError("llm.no_labels", path=speaker.adapters[name].path)
         with speaker.wearing(name) as family:
             for start in range(0, len(places), CHUNK):
                 chunk = places[start : start + CHUNK]
@@ -249,5 +250,13 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         MachineError: no space or not writable.
     """
-    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    data = b"".join(map(_line, rows))
     replace_file(path, lambda file: file.write(data))
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """Return a row as one line; half of a character, which a foreign field may hold, stays as the input wrote it."""
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(row)}\n".encode()

@@ -107,6 +107,7 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         dropout=config.lora_dropout,
         seed=config.seed,
     )
+    family.injected()
     if config.init_lora is not None:
         injected.load(adapter_files.load(config.init_lora, known_modules=injected.module_names()))
     hub = Hub()

@@ -252,6 +252,9 @@ class Family(Protocol):
     def train_components(self, components: Sequence[str]) -> None:
         """Learn which components carry pairs, before anything is encoded."""
 
+    def injected(self) -> None:
+        """Learn that the pairs are in place."""
+
     def release_encoders(self) -> None:
         """Let go of frozen encoders once their outputs are cached; previews load them again."""
 

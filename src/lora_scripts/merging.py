@@ -107,10 +107,10 @@ def _load(folder: Path, dtype: str) -> Any:
 
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            raise
-        reason = str(error).strip().split("\n")[0][:200]
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
         raise BaseModelError("base.cannot_load", path=folder, reason=reason) from error
 
 
@@ -229,6 +229,9 @@ def _save(model: Any, base: Path, folder: Path) -> None:
     except SafetensorError as error:
         raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
     (folder / "generation_config.json").unlink(missing_ok=True)
+    for file in folder.glob("*.safetensors"):
+        # The library makes them readable for their owner only.
+        shutil.copymode(folder / "config.json", file)
     for pattern in COPIED:
         for file in sorted(base.glob(pattern)):
             if file.is_file():

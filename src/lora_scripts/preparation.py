@@ -6,6 +6,7 @@ Config errors are found in `config.load`; this finds the others, from headers an
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from lora_scripts import embedded, registry
 from lora_scripts.adapters.adapter import AdapterMeta
+from lora_scripts.adapters.names import LANGUAGE_MODEL
 from lora_scripts.config.schema import Choice, DatasetSection, RunConfig
 from lora_scripts.contracts import Base, Family
 from lora_scripts.data.cache import Cache
@@ -77,7 +79,23 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
         raise DataError("data.no_examples", path=config.train_data_dir or config.datasets[0].path)
     notes = [*scan.notes, *told, *family.notes(base, examples)]
     plan = make(config, examples, processes)
-    return Prepared(config, base, family, objective, targets, scan, examples, held, plan, notes, chosen)
+    prepared = Prepared(config, base, family, objective, targets, scan, examples, held, plan, notes, chosen)
+    return replace(prepared, notes=[*notes, *_serving_notes(prepared)])
+
+
+def _serving_notes(prepared: Prepared) -> list[Note]:
+    """Return what programs that use the result will refuse, while it can still be changed."""
+    found: list[Note] = []
+    for name in prepared.config.exporters:
+        exporter = registry.load("exporters", name)
+        if hasattr(exporter, "warnings"):
+            from lora_scripts.adapters.inject import choose
+
+            modules = prepared.family.skeleton(prepared.base)
+            chosen = choose({component: modules[component] for component in prepared.targets}, prepared.targets)
+            paths = [path for group in chosen.values() for path in group]
+            found += exporter.warnings(describe(prepared, 0, ""), prepared.config.lora_rank, paths)
+    return found
 
 
 def _held_dataset(path: Path) -> Dataset:
@@ -88,19 +106,25 @@ def _for_objective(scan: Scan, objective: str) -> tuple[Scan, list[Note]]:
     """Keep the examples that the objective learns from; what is left out is counted.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, among those to learn from or among those that are only measured.
     """
     learns = registry.load("objectives", objective).LEARNS
-    others = [example.kind for example in scan.examples if example.kind not in learns]
+    others: Counter[str] = Counter()
+    kept = []
+    for examples in (scan.examples, scan.held):
+        left = Counter(example.kind for example in examples if example.kind not in learns)
+        if examples and left.total() == len(examples):
+            raise DataError("data.no_kind", objective=objective, found=_counts(left), wanted=", ".join(sorted(learns)))
+        kept.append([example for example in examples if example.kind in learns])
+        others += left
     if not others:
         return scan, []
-    kinds = ", ".join(f"{kind} {others.count(kind)}" for kind in sorted(set(others)))
-    if len(others) == len(scan.examples):
-        raise DataError("data.no_kind", objective=objective, found=kinds, wanted=", ".join(sorted(learns)))
-    kept = [example for example in scan.examples if example.kind in learns]
-    held = [example for example in scan.held if example.kind in learns]
-    note = Note("data.other_kinds", {"objective": objective, "kinds": kinds})
-    return replace(scan, examples=kept, held=held), [note]
+    note = Note("data.other_kinds", {"objective": objective, "kinds": _counts(others)})
+    return replace(scan, examples=kept[0], held=kept[1]), [note]
+
+
+def _counts(kinds: Counter[str]) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
 
 
 def _with_defaults(
@@ -273,6 +297,10 @@ def _check_adapter(config: RunConfig, base: Base, family: type[Family], targets:
         from lora_scripts.adapters import files
 
         files.check(config.init_lora, rank=config.lora_rank, components=targets)
+        # A picture's LoRA is moved between bases of one shape as a habit; a language model's would only babble.
+        digest = files.base_of(config.init_lora)[1] if LANGUAGE_MODEL in targets else ""
+        if digest and digest != family.weights_hash(base):
+            raise BaseModelError("llm.init_other_base", adapter=config.init_lora, base=base.path)
     if isinstance(config.lora_targets, tuple):
         from lora_scripts.adapters.inject import choose
 

@@ -1,4 +1,4 @@
-"""A tiny base and six pictures, made once; each test trains in its own folder."""
+"""Tiny bases and six pictures, made once; each test trains in its own folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import tiny, tiny_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,6 +17,21 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory) -> Path:
     return tiny.tiny_sd_folder(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def text_base(tmp_path_factory) -> Path:
+    return tiny_text.write_base(tmp_path_factory.mktemp("text") / "base")
+
+
+@pytest.fixture(scope="session")
+def text_adapter(text_base, tmp_path_factory) -> Path:
+    """The PEFT folder of a run that moved the model."""
+    from tests.app.text_runs import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder, text_base, learning_rate=3e-2, epochs=6)
+    return folder / "out"
 
 
 @pytest.fixture

@@ -28,13 +28,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_text.write_base(tmp_path_factory.mktemp("base"))
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float64):
+def load(folder: Path, dtype: torch.dtype = torch.float64, *, fused: bool = True):
     """The family in one number format, with pairs whose `up` is not zero."""
     plugin = registry.load("families", "causal_lm").plugin
     base = plugin.recognise(folder)
     family = plugin.load(base, Placement(device=torch.device("cpu"), base_dtype=dtype, encoder_dtype=dtype))
     targets = plugin.target_presets["all-linear"]
     injected = inject(family.trainable(), targets=targets, rank=4, alpha=8.0, dropout=0.0, seed=1)
+    if fused:
+        family.injected()
     generator = torch.Generator().manual_seed(3)
     for parameter in injected.parameters("language_model").values():
         parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype) * 0.1
@@ -94,8 +96,10 @@ def test_loss_and_gradients_equal_the_plain_way(folder: Path, packs: bool):
     objective = registry.load("objectives", "sft").build(None)
     quick = objective.loss(family, batch(family, examples)).total
     found = gradients(quick, parameters)
-    plain = plain_loss(family, examples)
-    wanted = gradients(plain, parameters)
+    # The layers as PEFT and transformers have them.
+    reference, theirs = load(folder, fused=False)
+    plain = plain_loss(reference, examples)
+    wanted = gradients(plain, theirs)
     assert abs(quick - plain) < 1e-10 * plain
     assert len(found) == 2 * 14
     worst = max(float((found[name] - wanted[name]).norm() / wanted[name].norm()) for name in found)
@@ -108,7 +112,8 @@ def test_long_rows_through_flash_equal_the_plain_way(folder: Path):
     examples = rows((_rows.PLAIN_LENGTH + 20, 30))
     objective = registry.load("objectives", "sft").build(None)
     quick = objective.loss(family, batch(family, examples)).total
-    found, wanted = gradients(quick, parameters), gradients(plain_loss(family, examples), parameters)
+    reference, theirs = load(folder, fused=False)
+    found, wanted = gradients(quick, parameters), gradients(plain_loss(reference, examples), theirs)
     assert max(float((found[name] - wanted[name]).norm() / wanted[name].norm()) for name in found) < 1e-9
 
 
@@ -155,9 +160,7 @@ def test_a_neighbour_would_be_noticed(folder: Path):
 @pytest.mark.parametrize("cap", [0.0, 5.0], ids=["no cap", "cap"])
 @pytest.mark.parametrize("scale", [1.0, 0.25], ids=["as is", "scaled"])
 @pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
-def test_head_equals_the_whole_table(
-    cap: float, scale: float, has_bias: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_head_equals_the_whole_table(cap: float, scale: float, has_bias: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_head, "CHUNK_BYTES", 1)  # the smallest chunks: 16 positions
     torch.manual_seed(0)
     hidden = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
@@ -189,7 +192,9 @@ def test_head_makes_no_whole_table_and_no_gradient_of_itself():
 def test_labels_at_once_equal_labels_one_by_one(folder: Path):
     family, _ = load(folder)
     labels = ["billing", "how_to", "x"]
-    prompts = [family.renderer.prompt((Message("user", text),)) for text in ("short", "a longer message, with more words")]
+    prompts = [
+        family.renderer.prompt((Message("user", text),)) for text in ("short", "a longer message, with more words")
+    ]
     quick = label_scores(family, prompts, labels)
     with torch.no_grad(), family.plain_attention():
         for prompt, found in zip(prompts, quick, strict=True):
@@ -221,3 +226,92 @@ def test_what_a_perfect_model_would_lose(folder: Path):
     family.head = _head.Head(torch.zeros_like(family.head.weight))
     loss = registry.load("objectives", "sft").build(None).loss(family, made).total
     assert float(loss) / made.weight == pytest.approx(math.log(family.head.weight.shape[0]))
+
+
+def test_layers_of_the_plain_kind_are_replaced_and_no_others(folder: Path):
+    plugin = registry.load("families", "causal_lm").plugin
+    placement = Placement(device=torch.device("cpu"), base_dtype=torch.float32, encoder_dtype=torch.float32)
+    replaced = {}
+    for dropout in (0.0, 0.1):
+        family = plugin.load(plugin.recognise(folder), placement)
+        inject(
+            family.trainable(), targets=plugin.target_presets["all-linear"], rank=4, alpha=8.0, dropout=dropout, seed=1
+        )
+        family.injected()
+        named = {name: module for name, module in family.model.named_modules() if "forward" in vars(module)}
+        replaced[dropout] = (sum("proj" in name for name in named), sum("norm" in name for name in named))
+    assert replaced == {0.0: (14, 5), 0.1: (0, 5)}
+
+
+def test_a_switched_off_adapter_is_the_base(folder: Path):
+    """The replaced layers obey the strength, as PEFT's own do."""
+    plugin = registry.load("families", "causal_lm").plugin
+    placement = Placement(device=torch.device("cpu"), base_dtype=torch.float32, encoder_dtype=torch.float32)
+    family = plugin.load(plugin.recognise(folder), placement)
+    ids, positions = torch.arange(3, 20), torch.arange(17)
+    with torch.no_grad():
+        base = family.hidden(ids, positions, [17])
+        injected = inject(
+            family.trainable(), targets=plugin.target_presets["q_v"], rank=4, alpha=8.0, dropout=0.0, seed=1
+        )
+        family.injected()
+        for parameter in injected.parameters("language_model").values():
+            parameter.normal_(0, 0.3)
+        changed = family.hidden(ids, positions, [17])
+        with injected.disabled():
+            off = family.hidden(ids, positions, [17])
+    assert torch.equal(off, base) and not torch.allclose(changed, base)
+
+
+def test_the_loss_found_while_labels_are_scored_is_the_objectives_own(folder: Path):
+    """Held-out rows are not run twice: what scoring found of a row is what the objective would find of it."""
+    family, _ = load(folder)
+    objective = registry.load("objectives", "sft").build(None)
+    made = []
+    for number, label in enumerate(("billing", "delivery", "billing")):
+        prompt = (Message("user", f"message {number}"),)
+        row = TextRow(f"r{number}", "completion", prompt, (Message("assistant", label),), label=label, weight=1 + number)
+        made.append(TextExample(row, tuple(family.renderer.sequence(row, row.answer, "completions"))))
+    found = family.scores(made, {"labels": ["billing", "delivery"]}, 0)["losses"]
+    assert found.keys() == {"r0", "r1", "r2"}
+    for example in made:
+        alone = batch(family, [example])
+        loss, mass = found[example.id]
+        assert mass == alone.weight
+        assert loss == pytest.approx(float(objective.loss(family, alone).total.detach()), rel=1e-9)
+
+
+def test_gradients_through_a_base_in_four_bits(folder: Path, tmp_path: Path):
+    """Those of the same base with its weights as the four bits say: nothing is lost on the way back."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    wide = tiny_text.write_base(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    plugin = registry.load("families", "causal_lm").plugin
+    examples, found = rows(), []
+    for quantised in (True, False):
+        kind = {"quantisation": "nf4"} if quantised else {}
+        placement = Placement(
+            device=torch.device("cpu"), base_dtype=torch.float32, encoder_dtype=torch.float32, **kind
+        )
+        family = plugin.load(plugin.recognise(wide), placement)
+        if quantised:
+            weights = {
+                name: bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+                for name, module in family.model.named_modules()
+                if isinstance(module, bitsandbytes.nn.Linear4bit)
+            }
+            assert len(weights) == 14
+        else:
+            for name, module in family.model.named_modules():
+                if name in weights:
+                    module.weight.data = weights[name]
+        targets = plugin.target_presets["all-linear"]
+        injected = inject(family.trainable(), targets=targets, rank=4, alpha=8.0, dropout=0.0, seed=1)
+        parameters = injected.parameters("language_model")
+        generator = torch.Generator().manual_seed(3)
+        for parameter in parameters.values():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        family.injected()
+        objective = registry.load("objectives", "sft").build(None)
+        found.append(gradients(objective.loss(family, batch(family, examples)).total, parameters))
+    four, plain = found
+    assert max(float((four[name] - plain[name]).norm() / plain[name].norm()) for name in plain) < 1e-4

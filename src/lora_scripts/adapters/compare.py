@@ -52,6 +52,8 @@ def _flat(adapter: Adapter) -> dict[str, LoraPair]:
 
 def _difference(written: LoraPair, live: LoraPair) -> float:
     """Return the norm of the two updates' difference, relative to the live one's."""
+    if written.up.shape[1] != written.rank:
+        return math.inf
     update, other = live.delta(), written.delta()
     if update.shape != other.shape:
         return math.inf

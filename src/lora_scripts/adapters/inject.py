@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
-from lora_scripts.adapters.names import canonical, some
+from lora_scripts.adapters.names import LANGUAGE_MODEL, canonical, some
 from lora_scripts.errors import BaseModelError, ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 SLOT = "default"
+# A name rather than an expression: "q_proj", "self_attn.q_proj".
+_PLAIN_NAME = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def inject(
 
     Args:
         modules: components, such as {"unet": ..., "text_encoder": ...}.
-        targets: component -> regular expressions; one must match a module's whole path.
+        targets: component -> regular expressions; one must match a module's whole path. A plain name may be the end
+            of a language model's path, as in PEFT's `target_modules`.
         dropout: acts on the pairs' inputs while a network trains; the pairs start in that mode, even beside a base
             that is measured only.
         seed: the pairs' first values depend on it, the component and the module path only.
@@ -204,11 +207,16 @@ def matching(component: str, module: nn.Module, patterns: Sequence[str]) -> list
 
 def _matches(pattern: str, component: str, path: str) -> bool:
     """Match the path as the live network has it, or as LoRA files do."""
-    return any(re.fullmatch(pattern, name) for name in (path, canonical(component, path)))
+    if any(re.fullmatch(pattern, name) for name in (path, canonical(component, path))):
+        return True
+    return component == LANGUAGE_MODEL and bool(_PLAIN_NAME.fullmatch(pattern)) and path.endswith(f".{pattern}")
 
 
 def _layer_paths(module: nn.Module) -> list[str]:
-    return [path for path, child in module.named_modules() if _is_adaptable(child)]
+    """Return the layers that may get a pair; not a language model's output head, whose weights must be fixed ones."""
+    find_head: Any = getattr(module, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
+    return [path for path, child in module.named_modules() if _is_adaptable(child) and child is not head]
 
 
 def _is_adaptable(module: nn.Module) -> bool:

@@ -18,22 +18,30 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add --adapter, --base, --labels, --input and --output."""
     text = messages.text
-    parser.add_argument("--adapter", action="append", required=True, metavar="[NAME=]DIR", help=text("cli.help.adapter"))
+    parser.add_argument(
+        "--adapter", action="append", required=True, metavar="[NAME=]DIR", help=text("cli.help.adapter")
+    )
     parser.add_argument("--base", metavar="BASE", help=text("cli.help.adapter_base"))
     parser.add_argument("--labels", metavar="A,B,C", help=text("cli.help.labels"))
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help=text("cli.help.input"))
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=text("cli.help.output"))
 
 
-def open_all(arguments: argparse.Namespace) -> tuple[Console, Speaker, list[dict[str, Any]]]:
-    """Check adapters and rows, and only then load the base."""
+def open_all(arguments: argparse.Namespace, *, classifies: bool) -> tuple[Console, Speaker, list[dict[str, Any]]]:
+    """Check adapters and rows, and only then load the base.
+
+    Args:
+        classifies: rows that say a label are classified too.
+    """
     from lora_scripts import answering
 
     if arguments.output.resolve() == arguments.input.resolve():
         raise ConfigError("llm.same_file", path=arguments.input)
+    if arguments.output.is_dir() or not arguments.output.parent.is_dir():
+        raise ConfigError("llm.no_output", path=arguments.output)
     labels = [label.strip() for label in (arguments.labels or "").split(",") if label.strip()]
     adapters = answering.parse_adapters(arguments.adapter, labels)
-    rows = answering.read_rows(arguments.input, adapters)
+    rows = answering.read_rows(arguments.input, adapters, classifies=classifies)
     quiet_libraries()
     console = Console()
     return console, answering.open_speaker(adapters, arguments.base), rows

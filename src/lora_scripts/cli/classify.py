@@ -17,8 +17,9 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_scripts import answering
     from lora_scripts.train.listeners.report import confusion
 
-    console, speaker, rows = _message_arguments.open_all(arguments)
-    found = answering.classify(speaker, rows, lambda done, total: console.say("llm.classifying", done=done, total=total))
+    console, speaker, rows = _message_arguments.open_all(arguments, classifies=True)
+    tell = lambda done, total: console.say("llm.classifying", done=done, total=total)  # noqa: E731
+    found = answering.classify(speaker, rows, tell)
     made = []
     for row, (label, confidence, abstained) in zip(rows, found, strict=True):
         expected = {"expected": row["label"]} if row.get("label") else {}

@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Classify the rows without a label, draft all, write."""
     from lora_scripts import answering
 
-    console, speaker, rows = _message_arguments.open_all(arguments)
+    console, speaker, rows = _message_arguments.open_all(arguments, classifies=False)
     bare = [row for row in rows if not row.get("label")]
     said = answering.classify(speaker, bare, lambda done, total: console.say("llm.classifying", done=done, total=total))
     predicted = iter(said)

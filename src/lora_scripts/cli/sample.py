@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_COUNT = 10_000
 MAX_GUIDANCE = 50
+NEW_TOKENS = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="BASE", help=text("cli.help.base"))
     parser.add_argument("--lora", action="append", default=[], metavar="FILE:STRENGTH", help=text("cli.help.lora"))
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text("cli.help.prompt"))
-    parser.add_argument("--seed", type=_whole(0, 2**63 - 1 - MAX_COUNT), default=1, help=text("cli.help.seed"))
-    parser.add_argument("--count", type=_whole(1, MAX_COUNT), default=1, help=text("cli.help.count"))
+    parser.add_argument("--seed", type=_whole(0, 2**63 - 1 - MAX_COUNT), default=None, help=text("cli.help.seed"))
+    parser.add_argument("--count", type=_whole(1, MAX_COUNT), default=None, help=text("cli.help.count"))
     parser.add_argument("--steps", type=_whole(1, 1000), default=None, help=text("cli.help.steps"))
     parser.add_argument("--guidance", type=_guidance, default=None, help=text("cli.help.guidance"))
     parser.add_argument("--size", metavar="WxH", help=text("cli.help.size"))
-    parser.add_argument("--new-tokens", type=_whole(1, 4096), default=128, help=text("cli.help.new_tokens"))
+    parser.add_argument("--new-tokens", type=_whole(1, 4096), default=None, help=text("cli.help.new_tokens"))
     parser.add_argument("--out", type=Path, default=None, metavar="DIR", help=text("cli.help.out"))
 
 
@@ -74,7 +75,7 @@ def _talk(arguments: argparse.Namespace, base: Base, config: RunConfig | None) -
         loras = [sampling.from_run(config)]
     if len(loras) > 1:
         raise ConfigError("llm.one_lora", count=len(loras))
-    for option in ("steps", "guidance", "size", "out"):
+    for option in ("seed", "count", "steps", "guidance", "size", "out"):
         if getattr(arguments, option) is not None:
             raise ConfigError("llm.only_pictures", option=f"--{option}")
     prompts = arguments.prompt or (config.preview.prompts if config is not None else ())
@@ -85,7 +86,8 @@ def _talk(arguments: argparse.Namespace, base: Base, config: RunConfig | None) -
     paths = [lora.path if lora.path.is_dir() else lora.path.parent for lora in loras]
     speaker = answering.open_speaker(answering.parse_adapters([str(path) for path in paths]), base.reference)
     worn = [(None, "train.label_base", 1.0), *(("", "train.label_lora", lora.strength) for lora in loras)]
-    answers = [answering.answer(speaker, prompts, name, how, arguments.new_tokens) for name, _, how in worn]
+    longest = arguments.new_tokens or NEW_TOKENS
+    answers = [answering.answer(speaker, prompts, name, how, longest) for name, _, how in worn]
     for number, prompt in enumerate(prompts):
         console.line(f"> {prompt}")
         for (_, code, _), texts in zip(worn, answers, strict=True):
@@ -98,6 +100,8 @@ def _draw(arguments: argparse.Namespace, base: Base, config: RunConfig | None) -
     from lora_scripts import sampling
     from lora_scripts.cli._console import Console, quiet_libraries
 
+    if arguments.new_tokens is not None:
+        raise ConfigError("llm.only_texts", option="--new-tokens")
     loras = [sampling.parse_lora(value) for value in arguments.lora]
     if config is not None and not loras:
         loras = [sampling.from_run(config)]
@@ -110,8 +114,8 @@ def _draw(arguments: argparse.Namespace, base: Base, config: RunConfig | None) -
     order = sampling.Order(
         prompts=tuple(prompts),
         loras=tuple(loras),
-        seed=arguments.seed,
-        count=arguments.count,
+        seed=1 if arguments.seed is None else arguments.seed,
+        count=arguments.count or 1,
         steps=arguments.steps or 20,
         guidance=guidance,
         size=_size(arguments.size, base.multiple, base.resolution),

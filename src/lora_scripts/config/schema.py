@@ -166,7 +166,7 @@ class RunConfig(Section):
     loss: Literal["mse", "huber", "l1"] = "mse"
 
     max_length: int | None = Field(None, ge=8, le=1_000_000)
-    batch_tokens: int = Field(4096, ge=8, le=100_000_000)
+    batch_tokens: int = Field(1024, ge=8, le=100_000_000)
     train_on: Literal["completions", "last", "all"] = "completions"
     labels: tuple[str, ...] = ()
     beta: float = Field(0.1, gt=0, le=100)

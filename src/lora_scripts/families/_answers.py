@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def generate(family: Any, prompts: Sequence[Sequence[Message]], new_tokens: int)
 def _cut(renderer: Any, ids: Sequence[int], stops: Sequence[int]) -> Answer:
     end = next((i for i, token in enumerate(ids) if token in stops), None)
     text = renderer.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-    return Answer(text, end is not None)
+    return Answer(text.removeprefix(renderer.lead).strip(), end is not None)
 
 
 def marked(renderer: Any, example: Any) -> str:
@@ -68,7 +69,7 @@ def marked(renderer: Any, example: Any) -> str:
         parts, start = [], 0
         learned = tokens.weights > 0
         edges = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(learned)]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             text = renderer.tokenizer.decode(tokens.ids[start:end].tolist())
             parts.append(f"{OPEN}{text}{CLOSE}" if learned[start] else text)
         lines.append("".join(parts).rstrip("\n"))

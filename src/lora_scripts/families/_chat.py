@@ -2,7 +2,8 @@
 
 A conversation is rendered by the tokenizer's own chat template, in transformers' sandbox. What an assistant turn
 added to the text, up to and with the end-of-turn token, is what is learned. A span is found by rendering the
-conversation up to the turn, and up to and with it: so no template needs marks of its own.
+conversation up to the turn, and up to and with it: so no template needs marks of its own. An answer that a template
+writes in other words once the conversation goes on is only read, and counted.
 
     weights[i] counts the loss of predicting token i from the tokens before it; 0 where it is only read.
 """
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lora_scripts.data.record import Message, TextRow
-from lora_scripts.errors import BaseModelError
+from lora_scripts.errors import BaseModelError, DataError
 
 TRAIN_ON = ("completions", "last", "all")
 # What the sandbox may be asked to render; a template that is longer is not one.
 MAX_TEMPLATE = 256 << 10
+# An answer that no template has in its own words.
+PROBE = "xyzzy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +37,14 @@ class Tokens:
         weights: (L,) float32; see above.
         ended: the last target is a token that ends a turn or a text.
         cut: tokens beyond the longest length were cut off.
+        skipped: answers that are only read, since the template rewrites them.
     """
 
     ids: np.ndarray
     weights: np.ndarray
     ended: bool = True
     cut: bool = False
+    skipped: int = 0
 
     @property
     def targets(self) -> int:
@@ -49,6 +54,15 @@ class Tokens:
     def digest(self) -> bytes:
         """sha256 over ids and weights."""
         return hashlib.sha256(self.ids.tobytes() + self.weights.tobytes()).digest()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template puts around an answer: words before it, words behind it, and whether those end the turn."""
+
+    lead: str = ""
+    tail: str = ""
+    ends: bool = False
 
 
 class Renderer:
@@ -77,7 +91,13 @@ class Renderer:
     @cached_property
     def stops(self) -> tuple[int, ...]:
         """Ids at which an answer is over."""
-        return tuple(dict.fromkeys([*self.ends, *self._end.tolist()[-1:]]))
+        own = self._ids(self.frame.tail).tolist()[-1:] if self.frame.ends else []
+        return tuple(dict.fromkeys([*self.ends, *own]))
+
+    @cached_property
+    def lead(self) -> str:
+        """What the template puts in front of an answer, as it stands in a generated text."""
+        return self.tokenizer.decode(self._ids(self.frame.lead).tolist(), skip_special_tokens=True).strip()
 
     def text(self, turns: Sequence[Message], *, ask: bool) -> str:
         """Render turns; `ask` adds the words after which the assistant speaks.
@@ -90,8 +110,9 @@ class Renderer:
         rows = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             return self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
-        except Exception as error:  # noqa: BLE001 - a template raises what it likes
-            reason = str(error).split("\n")[0][:160] or type(error).__name__
+        except Exception as error:
+            # A template raises what it likes.
+            reason = str(error).split("\n")[0][:160].rstrip(".") or type(error).__name__
             raise BaseModelError("llm.template_refused", path=self.path, reason=reason) from error
 
     def prompt(self, turns: Sequence[Message]) -> np.ndarray:
@@ -101,19 +122,34 @@ class Renderer:
         return np.concatenate([self._start, self._ids(_plain(turns))])
 
     def answer(self, text: str) -> np.ndarray:
-        """Return the ids of an answer, with the token that ends it."""
-        return np.concatenate([self._ids(text), self._end])
+        """Return the ids of an answer as it is trained, with the token that ends it."""
+        ids = self._ids(self.frame.lead + text + self.frame.tail)
+        return ids if self.frame.tail else np.concatenate([ids, self._end])
 
     def sequence(self, row: TextRow, answer: Sequence[Message], train_on: str) -> list[Tokens]:
-        """Return a row's tokens: one sequence, or several pieces of a long text (see `pieces`)."""
+        """Return a row's tokens.
+
+        Raises:
+            BaseModelError: the row needs a chat template, and there is none.
+            DataError: the template refuses the row.
+        """
+        try:
+            return [self._tokens(row, answer, train_on)]
+        except BaseModelError as error:
+            if error.code != "llm.template_refused":
+                raise
+            raise DataError("llm.row_refused", row=row.id, path=self.path, reason=error.params["reason"]) from error
+
+    def _tokens(self, row: TextRow, answer: Sequence[Message], train_on: str) -> Tokens:
         if row.kind == "text":
             ids = np.concatenate([self._start, self._ids(answer[0].content), self._end])
             weights = np.ones(len(ids), np.float32)
-            weights[0] = 0
-            return [Tokens(ids, weights, ended=bool(self.ends))]
+            weights[:1] = 0
+            return Tokens(ids, weights, ended=bool(self.ends))
         if row.kind == "completion" and not self.has_template:
-            return [self._completion(row.prompt, answer, train_on)]
-        return [self._chat([*row.prompt, *answer], train_on if row.kind == "chat" else "completions", len(row.prompt))]
+            return self._completion(row.prompt, answer, train_on)
+        learned = train_on if row.kind in ("chat", "completion") else "completions"
+        return self._chat([*row.prompt, *answer], learned, len(row.prompt))
 
     def _completion(self, prompt: Sequence[Message], answer: Sequence[Message], train_on: str) -> Tokens:
         before, after = self.prompt(prompt), self.answer("".join(turn.content for turn in answer))
@@ -124,19 +160,20 @@ class Renderer:
     def _chat(self, turns: Sequence[Message], train_on: str, prompt: int) -> Tokens:
         """Render the whole and find the assistant's spans; in a row with an answer only turns behind the prompt."""
         whole = self.text(turns, ask=False)
-        spans, ended = [], True
+        everything = train_on == "all"
+        spans = [(0, len(whole), 1.0)] if everything else []
+        skipped, ended = 0, True
         # A chat row has its turns in `prompt`; rows of other kinds learn what comes behind it.
         first = 0 if prompt == len(turns) else prompt
         speaking = [i for i, turn in enumerate(turns) if turn.role == "assistant" and i >= first]
         for number in speaking[-1:] if train_on == "last" else speaking:
-            span = self._span(turns, number, whole)
+            span, weight = self._span(turns, number, whole), turns[number].weight
             if span is None:
+                skipped += not everything and weight != 0
                 continue
-            weight = 1.0 if turns[number].weight is None else float(turns[number].weight or 0.0)
-            spans.append((*span[:2], weight))
             ended = span[2]
-        if train_on == "all":
-            spans = [(0, len(whole), 1.0)]
+            if not everything or weight is not None:
+                spans.append((*span[:2], 1.0 if weight is None else weight))
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         weights = np.zeros(len(encoded["input_ids"]), np.float32)
         places = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
@@ -144,26 +181,39 @@ class Renderer:
             inside = (places[:, 0] >= start) & (places[:, 1] <= end) & (places[:, 0] < places[:, 1])
             weights[inside] = weight
         weights[:1] = 0
-        return Tokens(np.asarray(encoded["input_ids"], np.int32), weights, ended=ended)
+        return Tokens(np.asarray(encoded["input_ids"], np.int32), weights, ended=ended, skipped=skipped)
 
     def _span(self, turns: Sequence[Message], number: int, whole: str) -> tuple[int, int, bool] | None:
-        """Return (start, end, ended) of a turn in the whole text; None where the template rewrites earlier turns."""
-        before = self.text(turns[:number], ask=True)
-        upto = self.text(turns[: number + 1], ask=False)
-        if not (whole.startswith(before) and upto.startswith(before)):
+        """Return (start, end, ended) of a turn in the whole text; None where the template has other words there."""
+        try:
+            before = self._asking(turns[:number])
+            upto = self.text(turns[: number + 1], ask=False)
+        except BaseModelError:
             return None
-        if not whole.startswith(upto):
-            upto = whole if number == len(turns) - 1 else ""
-        content = turns[number].content.strip()
-        body = upto.find(content, len(before)) if content else len(before)
-        if not upto or body < 0:
+        start, content = len(before), turns[number].content.strip()
+        if not whole.startswith(before):
             return None
-        marks = [(upto.find(word, body + len(content)), word) for word in self._end_words]
-        found = [(place, word) for place, word in marks if place >= 0]
-        if not found:
-            return len(before), len(upto), False
-        place, word = min(found)
-        return len(before), place + len(word), True
+        if upto.startswith(before) and whole.startswith(upto):
+            # A word of the answer itself does not end it, where the template leaves the answer as it is.
+            body = upto.find(content, start)
+            end = self._first_end(upto, body + len(content) if body >= 0 else start)
+            return (start, end[1], True) if end else (start, len(upto), False)
+        # Some templates put more around the last answer than around those before it, such as a place for thoughts.
+        end = self._first_end(whole, start)
+        is_whole = end is not None and whole[start : end[0]].strip() == content
+        return (start, end[1], True) if end is not None and is_whole else None
+
+    def _asking(self, turns: Sequence[Message]) -> str:
+        """Render what stands before an answer; nothing at all cannot be rendered, but what asks for an answer can."""
+        if turns:
+            return self.text(turns, ask=True)
+        one = [Message("user", "a")]
+        return self.text(one, ask=True).removeprefix(self.text(one, ask=False))
+
+    def _first_end(self, text: str, start: int) -> tuple[int, int] | None:
+        """Return where the first word that ends a turn begins and ends, from `start` on."""
+        found = [(place, place + len(word)) for word in self._end_words if (place := text.find(word, start)) >= 0]
+        return min(found) if found else None
 
     def _ids(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
@@ -176,33 +226,42 @@ class Renderer:
         count = next((i for i in range(len(both)) if both[i : i + len(bare)] == bare), 0)
         return np.asarray(both[:count], np.int32)
 
-    @cached_property
+    @property
     def _end(self) -> np.ndarray:
-        """What ends an answer: the end of a turn where a chat template says one, else the end of a text."""
-        if self.has_template:
-            turn = [Message("user", "a"), Message("assistant", "b")]
-            before, upto = self.text(turn[:1], ask=True), self.text(turn, ask=False)
-            tail = upto[upto.find("b", len(before)) + 1 :] if upto.startswith(before) else ""
-            found = [(tail.find(word), word) for word in self._end_words if word in tail]
-            if found:
-                return self._ids(tail[: min(found)[0] + len(min(found)[1])])
+        """What ends a text, and an answer of a template that ends none."""
         return np.asarray(self.ends[:1], np.int32)
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What stands around an answer, up to the token that ends the turn."""
+        if not self.has_template:
+            return Frame()
+        turns = [Message("user", "a"), Message("assistant", PROBE)]
+        before, upto = self.text(turns[:1], ask=True), self.text(turns, ask=False)
+        if not upto.startswith(before) or PROBE not in upto[len(before) :]:
+            return Frame()
+        lead, _, tail = upto[len(before) :].partition(PROBE)
+        end = self._first_end(tail, 0)
+        return Frame(lead, tail[: end[1]], True) if end else Frame(lead, tail)
 
 
 def pieces(tokens: Tokens, longest: int, *, split: bool) -> list[Tokens]:
-    """Make a sequence fit: a text is split into pieces, all of which are learned; anything else loses its end."""
+    """Make a sequence fit: a text is split into pieces, anything else loses its end.
+
+    A piece begins with the last token of the one before it, so that each token is learned once.
+    """
     total = len(tokens.ids)
     if total <= longest:
         return [tokens]
     if not split:
-        return [Tokens(tokens.ids[:longest], tokens.weights[:longest], ended=False, cut=True)]
+        return [replace(tokens, ids=tokens.ids[:longest], weights=tokens.weights[:longest], ended=False, cut=True)]
     made = []
-    for start in range(0, total, longest):
+    for start in range(0, total - 1, longest - 1):
         weights = tokens.weights[start : start + longest].copy()
         weights[0] = 0
         last = start + longest >= total
         made.append(Tokens(tokens.ids[start : start + longest], weights, ended=tokens.ended and last))
-    return [piece for piece in made if piece.targets]
+    return made
 
 
 def _plain(turns: Sequence[Message]) -> str:

@@ -12,6 +12,7 @@ Shapes: N = target positions, D = width, V = vocabulary, C = chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -95,29 +96,24 @@ def _forward(hidden: Tensor, labels: Tensor, head: Head, gradient: Tensor | None
     return found
 
 
+@cache
 def _function() -> Any:
     """The autograd function; made here, since torch is not imported at the top."""
-    global _FUNCTION
-    if _FUNCTION is None:
-        import torch
+    import torch
 
-        class TokenLogprobs(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
-                kept = torch.promote_types(hidden.dtype, torch.float32)
-                gradient = torch.empty(hidden.shape, dtype=kept, device=hidden.device)
-                found = _forward(hidden.detach(), labels, head, gradient)
-                ctx.save_for_backward(gradient)
-                ctx.dtype = hidden.dtype
-                return found
+    class TokenLogprobs(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
+            kept = torch.promote_types(hidden.dtype, torch.float32)
+            gradient = torch.empty(hidden.shape, dtype=kept, device=hidden.device)
+            found = _forward(hidden.detach(), labels, head, gradient)
+            ctx.save_for_backward(gradient)
+            ctx.dtype = hidden.dtype
+            return found
 
-            @staticmethod
-            def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-                (gradient,) = ctx.saved_tensors
-                return (gradient * upstream[:, None].to(gradient.dtype)).to(ctx.dtype), None, None
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+            (gradient,) = ctx.saved_tensors
+            return (gradient * upstream[:, None].to(gradient.dtype)).to(ctx.dtype), None, None
 
-        _FUNCTION = TokenLogprobs
-    return _FUNCTION
-
-
-_FUNCTION: Any = None
+    return TokenLogprobs

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.adapters.base_hash import hash_of_folder
+from lora_scripts.adapters.names import some
 from lora_scripts.adapters.safetensors_file import read_header
 from lora_scripts.contracts import Base, Placement
 from lora_scripts.errors import BaseModelError, MachineError
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 SETTINGS = ("config.json", "model_index.json")
 FILES = ("*.json", "*.jinja", "tokenizer.model", "model*.safetensors")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
-TOKENIZER_FILES += ("tokenizer.model", "vocab.json", "merges.txt", "generation_config.json", "added_tokens.json")
+TOKENIZER_FILES = tuple(
+    """
+    tokenizer.json tokenizer_config.json chat_template.jinja special_tokens_map.json tokenizer.model vocab.json
+    merges.txt generation_config.json added_tokens.json
+    """.split()
+)
 ENDINGS = ("ForCausalLM", "LMHeadModel")
 MAX_JSON_BYTES = 4 << 20
 DEFAULT_CONTEXT = 2048
@@ -52,14 +57,14 @@ def recognise(path: Path) -> Base | None:
             raise BaseModelError("base.is_lora", path=path)
         return None
     config = _json(folder / "config.json")
-    kinds = [str(kind) for kind in config.get("architectures") or []]
-    if not any(kind.endswith(ENDINGS) for kind in kinds):
-        raise BaseModelError("llm.not_causal", path=path, found=", ".join(kinds) or config.get("model_type", "-"))
-    if config.get("quantization_config"):
-        raise BaseModelError("llm.quantised_base", path=path)
+    _refuse_others(path, config)
+    if (folder / "adapter_config.json").is_file():
+        # Transformers would load base and adapter as one.
+        raise BaseModelError("llm.base_with_adapter", path=path)
     if not path.is_dir():
         folder = _hub.fetch(reference, FILES)
-    context = next((config[key] for key in ("max_position_embeddings", "n_positions", "n_ctx") if config.get(key)), 0)
+    sizes = [config.get(key) for key in ("max_position_embeddings", "n_positions", "n_ctx")]
+    context = next((size for size in sizes if isinstance(size, int) and size > 0), DEFAULT_CONTEXT)
     return Base(
         name=reference if not path.is_dir() else folder.resolve().name,
         path=folder,
@@ -68,11 +73,21 @@ def recognise(path: Path) -> Base | None:
         prediction_type="next token",
         resolution=0,
         multiple=1,
-        max_tokens=int(context) or DEFAULT_CONTEXT,
+        max_tokens=context,
         parameters={"language_model": _parameters(folder)},
         webui=False,
         reference=reference,
     )
+
+
+def _refuse_others(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what config.json says is no causal language model, or one that nothing can be trained on."""
+    said = config.get("architectures")
+    kinds = [str(kind) for kind in said] if isinstance(said, list) else []
+    if not any(kind.endswith(ENDINGS) for kind in kinds):
+        raise BaseModelError("llm.not_causal", path=path, found=", ".join(kinds) or config.get("model_type", "-"))
+    if config.get("quantization_config"):
+        raise BaseModelError("llm.quantised_base", path=path)
 
 
 def _parameters(folder: Path) -> int:
@@ -117,15 +132,17 @@ def _renderer(folder: Path) -> Renderer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - a broken tokenizer raises anything
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # A broken tokenizer raises anything.
         raise BaseModelError("base.cannot_load", path=folder, reason=_first_line(error)) from error
     if not tokenizer.is_fast:
         raise BaseModelError("llm.slow_tokenizer", path=folder)
     ends: Any = []
     if (folder / "generation_config.json").is_file():
-        ends = _json(folder / "generation_config.json").get("eos_token_id") or []
-    return Renderer(tokenizer, folder, [ends] if isinstance(ends, int) else ends)
+        ends = _json(folder / "generation_config.json").get("eos_token_id")
+    several = ends if isinstance(ends, list) else [ends]
+    return Renderer(tokenizer, folder, [end for end in several if isinstance(end, int)])
 
 
 def tokenizer_hash(base: Base) -> str:
@@ -148,7 +165,8 @@ def skeleton(base: Base) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"), _in_words(base):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, local_files_only=True))
+        config = AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def model(base: Base, placement: Placement) -> Any:
@@ -160,16 +178,28 @@ def model(base: Base, placement: Placement) -> Any:
     if placement.quantisation:
         more = {"quantization_config": _four_bit(placement), "device_map": {"": placement.device}}
     with _in_words(base):
-        found = AutoModelForCausalLM.from_pretrained(
+        found, told = AutoModelForCausalLM.from_pretrained(
             base.path,
             dtype=placement.base_dtype,
             use_safetensors=True,
             local_files_only=True,
+            # Left out, it would make transformers ask at the console whether to run what lies in the folder.
+            trust_remote_code=False,
             attn_implementation="sdpa",
+            # Tensors that are absent or of another shape would get random values: they are refused by name.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
             **more,
         )
+    absent = [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])]
+    if absent:
+        raise BaseModelError("base.part_missing", path=base.path, part=some(absent))
     if not placement.quantisation:
         found = found.to(placement.device)
+    for module in found.modules():
+        # On a CPU, bitsandbytes repacks the weights of a module in evaluation mode for a product that has no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     _check_finite(base, found)
     found.set_attn_implementation(_rows.NAME)
     return found.requires_grad_(False)
@@ -209,11 +239,20 @@ def _in_words(base: Base) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             raise
+        if _needs_its_own_code(base):
+            raise BaseModelError("llm.remote_code", path=base.path) from error
         raise BaseModelError("base.cannot_load", path=base.path, reason=_first_line(error)) from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200].rstrip(" .")
+
+
+def _needs_its_own_code(base: Base) -> bool:
+    """Say whether the base is of a kind that only code in its own folder knows."""
+    from transformers import CONFIG_MAPPING
+
+    return bool(settings(base).get("auto_map")) and base.variant not in CONFIG_MAPPING
 
 
 @contextmanager
@@ -225,6 +264,14 @@ def attention(model: Any, kind: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def vocabulary(base: Base) -> int:
+    """Return how many tokens the base knows; 0 where it does not say."""
+    config = settings(base)
+    inner = config.get("text_config")
+    size = config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, dict) else None)
+    return size if isinstance(size, int) else 0
 
 
 def settings(base: Base) -> Mapping[str, Any]:

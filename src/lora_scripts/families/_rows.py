@@ -10,6 +10,7 @@ Shapes: H = query heads, K = key heads, n = H / K, T = stream, L = one row, d = 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -79,12 +80,42 @@ def _row(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: 
         return made[0]
     # Key heads serve n query heads each: those become further rows of one product, and nothing is repeated.
     stacked = query.reshape(groups, heads // groups * length, width)
-    scores = (stacked @ key.transpose(1, 2) * scale).view(heads, length, length)
-    allowed = mask if mask is not None else torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    scores = scores.masked_fill(~allowed, float("-inf"))
-    kept = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.softmax(-1, dtype=kept).to(value.dtype).view(groups, -1, length)
-    return (weights @ value).view(heads, length, width)
+    with torch.autocast(query.device.type, enabled=False):
+        return _function().apply(stacked, key, value, mask, scale).view(heads, length, width)
+
+
+@cache
+def _function() -> Any:
+    """Attention of short rows that keeps its inputs alone; made here, since torch is not imported at the top."""
+    import torch
+
+    def shares(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        """(K, nL, L) float32: rounded to 16 bits, scores would move the softmax by several percent."""
+        kept = torch.promote_types(query.dtype, torch.float32)
+        length = key.shape[1]
+        scores = (query.to(kept) * scale @ key.to(kept).transpose(1, 2)).view(-1, length, length)
+        allowed = mask if mask is not None else torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
+        return scores.masked_fill_(~allowed, float("-inf")).softmax(-1).view(len(key), -1, length)
+
+    class RowAttention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+            ctx.save_for_backward(query, key, value, mask)
+            ctx.scale = scale
+            return shares(query, key, mask, scale).to(value.dtype) @ value
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor) -> tuple:
+            query, key, value, mask = ctx.saved_tensors
+            weights = shares(query, key, mask, ctx.scale)
+            for_value = weights.to(upstream.dtype).transpose(1, 2) @ upstream
+            grown = upstream.to(weights.dtype) @ value.to(weights.dtype).transpose(1, 2)
+            for_scores = weights * (grown - (grown * weights).sum(-1, keepdim=True)) * ctx.scale
+            for_query = (for_scores @ key.to(weights.dtype)).to(query.dtype)
+            for_key = (for_scores.transpose(1, 2) @ query.to(weights.dtype)).to(key.dtype)
+            return for_query, for_key, for_value, None, None
+
+    return RowAttention
 
 
 def choice_mask(prompt: int, choices: Sequence[int]) -> Tensor:

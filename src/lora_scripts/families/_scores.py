@@ -88,8 +88,8 @@ def _scored(family: Any, prompts: Sequence[NDArray], choices: Sequence[NDArray])
         lengths,
         masks,
     )
-    device = hidden.device
-    found = heads.token_logprobs(hidden[torch.tensor(at, device=device)], torch.tensor(wanted, device=device), family.head)
+    places, targets = torch.tensor(at, device=hidden.device), torch.tensor(wanted, device=hidden.device)
+    found = heads.token_logprobs(hidden[places], targets, family.head)
     sums = torch.zeros(len(prompts) * len(choices), dtype=torch.float64)
     sums.index_add_(0, torch.tensor(cells), found.double().cpu())
     return sums.view(len(prompts), len(choices)).numpy()
@@ -115,10 +115,14 @@ def _scored_apart(family: Any, prompt: NDArray, choices: Sequence[NDArray]) -> N
 
 
 def measure(family: Any, examples: Sequence[Any], labels: Sequence[str], answers: int) -> dict[str, Any]:
-    """Return numbers by name under "logs", and the whole under "details"; both empty where no row names a label."""
-    rows = [example.row for example in examples if example.row.label and example.row.label in labels]
+    """Return numbers by name under "logs", the whole under "details"; nothing where no row names a label.
+
+    Under "losses" stands what the objective `sft` would find for a row whose answer is its label: the label's own score.
+    """
+    sorting = [example for example in examples if example.row.label and example.row.label in labels]
+    rows = [example.row for example in sorting]
     if not rows:
-        return {"logs": {}, "details": {}}
+        return {}
     prompts = [family.renderer.prompt(row.prompt) for row in rows]
     scores = label_scores(family, prompts, labels)
     truth = np.array([labels.index(row.label) for row in rows])
@@ -144,7 +148,12 @@ def measure(family: Any, examples: Sequence[Any], labels: Sequence[str], answers
         "languages": [row.language for row in rows],
         "scores": np.round(scores, 4).tolist(),
     }
-    return {"logs": logs, "details": details}
+    losses = {
+        example.id: (-example.weight * float(scores[i, truth[i]]), example.mass)
+        for i, example in enumerate(sorting)
+        if example.mass == example.weight * len(family.renderer.answer(example.row.label))
+    }
+    return {"logs": logs, "details": details, "losses": losses}
 
 
 def macro_f1(truth: NDArray, said: NDArray, count: int) -> float:
@@ -194,12 +203,14 @@ def calibration_error(shares: NDArray, truth: NDArray) -> float:
 
 
 def threshold(shares: NDArray, truth: NDArray) -> float:
-    """Return the lowest confidence above which the wanted share of held-out rows is right; 1 where there is none."""
+    """Return the lowest confidence from which on the wanted share of held-out rows is right; 1 where there is none."""
     order = np.argsort(-shares.max(1), kind="stable")
     confidence, right = shares.max(1)[order], (shares.argmax(1) == truth)[order]
     precision = right.cumsum() / np.arange(1, len(right) + 1)
-    good = np.flatnonzero(precision >= WANTED_PRECISION)
-    return round(float(confidence[good[-1]]), 4) if len(good) else 1.0
+    # Rows of one confidence are let through together or not at all.
+    is_last = np.append(np.diff(confidence) != 0, True)
+    good = np.flatnonzero((precision >= WANTED_PRECISION) & is_last)
+    return math.floor(float(confidence[good[-1]]) * 1e4) / 1e4 if len(good) else 1.0
 
 
 def write_task(folder: Path, facts: Mapping[str, Any], scores: Mapping[str, Any]) -> list[Path]:

@@ -14,11 +14,11 @@ import numpy as np
 
 from lora_scripts.data.cache import Cache, entry_key
 from lora_scripts.data.record import Note, TextRow
-from lora_scripts.errors import DataError
+from lora_scripts.errors import BaseModelError, ConfigError, DataError
 from lora_scripts.families._chat import Renderer, Tokens, pieces
 
 # Raised whenever the same rows and tokenizer would give other tokens.
-TOKENS_VERSION = 1
+TOKENS_VERSION = 2
 ROUND = 64
 DEFAULT_LONGEST = 2048
 SHAPE_STEP = 32
@@ -101,11 +101,17 @@ class TextExample:
 
 @dataclass(frozen=True)
 class Limits:
-    """How rows become tokens: longest length (None: what the rows need), what is learned of a conversation."""
+    """How rows become tokens: longest length (None: what the rows need), what is learned of a conversation.
+
+    Attributes:
+        context: tokens that the base reads.
+        vocabulary: tokens that it knows; 0 where it does not say.
+    """
 
     longest: int | None
     train_on: str
     context: int
+    vocabulary: int = 0
 
 
 def tokenise(
@@ -117,10 +123,17 @@ def tokenise(
         settings: a hash of everything of the tokenizer that decides the tokens.
 
     Raises:
-        DataError: nothing is left to learn from.
+        ConfigError: the config's longest length is more than the base reads.
+        BaseModelError: the tokenizer makes tokens that the base does not know.
+        DataError: nothing is left to learn from, or the chat template refuses a row.
     """
+    if limits.longest is not None and limits.longest > limits.context:
+        raise ConfigError("llm.past_context", longest=limits.longest, context=limits.context)
     told = _Told()
     sequences = _cached(rows, renderer, limits.train_on, cache, settings, told)
+    highest = max((int(t.ids.max(initial=0)) for made in sequences for t in made), default=0)
+    if limits.vocabulary and highest >= limits.vocabulary:
+        raise BaseModelError("llm.tokens_beyond", path=renderer.path, token=highest, rows=limits.vocabulary)
     longest = limits.longest
     if longest is None:
         need = max((len(t.ids) for made in sequences for t in made), default=1)
@@ -146,6 +159,7 @@ def _fit(row: TextRow, made: Sequence[Tokens], longest: int, told: _Told) -> lis
         told.untargeted.append(row.id)
         return []
     told.endless += any(not tokens.ended and not tokens.cut for tokens in fitted)
+    told.rewritten += any(tokens.skipped for tokens in fitted)
     return [TextExample(row, fitted)]
 
 
@@ -195,6 +209,7 @@ def _pack(sequences: Sequence[Sequence[Tokens]]) -> dict[str, Any]:
         "weights": torch.from_numpy(np.concatenate([tokens.weights for tokens in flat])),
         "lengths": torch.tensor([len(tokens.ids) for tokens in flat]),
         "ended": torch.tensor([tokens.ended for tokens in flat]),
+        "skipped": torch.tensor([tokens.skipped for tokens in flat]),
         "counts": torch.tensor([len(made) for made in sequences]),
     }
 
@@ -202,7 +217,8 @@ def _pack(sequences: Sequence[Sequence[Tokens]]) -> dict[str, Any]:
 def _unpack(entry: Mapping[str, Any]) -> list[list[Tokens]]:
     bounds = np.cumsum(entry["lengths"].numpy())[:-1]
     ids, weights = (np.split(entry[name].numpy(), bounds) for name in ("ids", "weights"))
-    flat = [Tokens(i, w, bool(e)) for i, w, e in zip(ids, weights, entry["ended"].tolist(), strict=True)]
+    told = zip(ids, weights, entry["ended"].tolist(), entry["skipped"].tolist(), strict=True)
+    flat = [Tokens(i, w, bool(ended), skipped=skipped) for i, w, ended, skipped in told]
     made, start = [], 0
     for count in entry["counts"].tolist():
         made.append(flat[start : start + count])
@@ -214,7 +230,7 @@ class _Told:
     """What happened to the rows on their way to tokens."""
 
     def __init__(self) -> None:
-        self.cut = self.split = self.endless = 0
+        self.cut = self.split = self.endless = self.rewritten = 0
         self.untargeted: list[str] = []
         self.reused = False
 
@@ -238,6 +254,8 @@ class _Told:
             notes.append(Note("llm.split", {"count": self.split, "longest": longest}))
         if self.endless:
             notes.append(Note("llm.endless", {"count": self.endless}))
+        if self.rewritten:
+            notes.append(Note("llm.rewritten", {"count": self.rewritten}))
         if self.untargeted:
             named = ", ".join(self.untargeted[:5])
             notes.append(Note("llm.untargeted", {"count": len(self.untargeted), "names": named}))

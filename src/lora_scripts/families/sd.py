@@ -197,6 +197,9 @@ class StableDiffusion:
         """Learn which components carry pairs: a text encoder that trains runs in every step, uncached."""
         self.text_trains = "text_encoder" in components
 
+    def injected(self) -> None:
+        """Nothing: the layers stay as PEFT has them."""
+
     def encoder_key(self, part: str) -> str:
         """sha256 over weights, number format and settings of the VAE's encoder or of the text encoder."""
         if part == "latents":

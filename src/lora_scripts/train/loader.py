@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -61,9 +61,9 @@ class Loader:
         chosen = self._epoch(epoch)[inside]
         return [self.batch(part) for part in self._split(chosen)]
 
-    def held_out(self) -> list[list[Batch]]:
-        """Return every example once, with draws that never change, as steps for a measurement."""
-        chosen = visits(self.examples, -1)
+    def held_out(self, without: Collection[str] = ()) -> list[list[Batch]]:
+        """Return every example once, but those of the ids `without`, with draws that never change, for a measurement."""
+        chosen = [visit for visit in visits(self.examples, -1) if self.examples[visit.example].id not in without]
         return [[self.batch(part)] for part in self._split(chosen)]
 
     def largest(self) -> list[Batch]:

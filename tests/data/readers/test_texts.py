@@ -206,9 +206,7 @@ def test_task_rows(tmp_path: Path):
         "2#classify",
         "3#classify",
     ]
-    assert {row.prompt[0].content for row in result.rows if row.task == "classify"} == {
-        "Sort the message."
-    }
+    assert {row.prompt[0].content for row in result.rows if row.task == "classify"} == {"Sort the message."}
     assert said(result, "labels") == [{"count": 2, "labels": "billing 1, delivery 2"}]
     assert said(result, "rows") == [{"count": 4, "kinds": "classify 3, draft 1"}]
 

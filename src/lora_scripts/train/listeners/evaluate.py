@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lora_scripts.contracts import Batch, Objective
@@ -14,10 +14,11 @@ class Evaluate:
     """Measures before the first step, every so many steps, and at the end.
 
     Args:
-        batches: returns the held-out micro-batches, the same each time.
+        batches: returns the held-out micro-batches without the examples of these ids, the same each time.
         every: steps between measurements.
         levels: quantiles of the noise to measure at.
-        scores: measures the task: numbers under "logs", the rest under "details".
+        scores: measures the task: numbers under "logs", the rest under "details"; under "losses" the weighted loss and
+            mass of examples, by id, whose loss was found on the way and need not be measured again.
         emit: where `Evaluated` goes.
     """
 
@@ -26,7 +27,7 @@ class Evaluate:
         family: Any,
         objective: Objective,
         accelerator: Any,
-        batches: Callable[[], Sequence[Sequence[Batch]]],
+        batches: Callable[[Collection[str]], Sequence[Sequence[Batch]]],
         *,
         every: int,
         levels: Sequence[float | None],
@@ -51,21 +52,23 @@ class Evaluate:
     def tell(self, step: int) -> Evaluated:
         """Measure the weights of `step` and tell it."""
         with measuring(self.family.trainable().values()):
-            loss = self.measure()
             found = self.scores()
+            loss = self.measure(found.get("losses", {}))
         logs = {**self.family.reading(loss), **found.get("logs", {})}
         self.latest = Evaluated(step, loss, logs, found.get("details", {}))
         self.emit(self.latest)
         return self.latest
 
-    def measure(self) -> float:
+    def measure(self, known: Mapping[str, tuple[float, float]]) -> float:
         """Return the weighted mean loss over examples and levels, without dropout or gradients."""
         import torch
 
         sums = torch.zeros(2, dtype=torch.float64)
+        if known and self.accelerator.is_main_process:
+            sums += torch.tensor(list(known.values()), dtype=torch.float64).sum(0)
         with measuring(self.family.trainable().values()), self.accelerator.autocast():
             for quantile in self.levels:
-                for batches in self.batches():
+                for batches in self.batches(known.keys()):
                     for batch in batches:
                         loss = self.objective.loss(self.family, batch, quantile=quantile).total
                         sums += torch.tensor([float(loss), batch.weight], dtype=torch.float64)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts import messages
-from lora_scripts.events import Command, Event, Finished
+from lora_scripts.events import Command, Evaluated, Event, Finished
 from lora_scripts.files import write_bytes
 
 
 class Report:
     """Writes the report when all steps are done, from `events.jsonl`: a resumed run knows the earlier measurements.
+
+    What is measured after that is of the weights that are kept: where an earlier step's are put back, the report is
+    written again.
 
     Args:
         events: output_dir/events.jsonl.
@@ -23,13 +26,15 @@ class Report:
 
     def __init__(self, events: Path, path: Path, name: str):
         self.events, self.path, self.name = events, path, name
+        self._finished = False
 
     def __call__(self, event: Event) -> Command | None:
-        """Write once, at the end."""
-        if isinstance(event, Finished) and not event.stopped:
-            found = measurements(self.events)
-            if found:
-                write_bytes(self.path, render(self.name, found).encode())
+        """Write at the end."""
+        is_end = isinstance(event, Finished) and not event.stopped
+        if is_end or (self._finished and isinstance(event, Evaluated)):
+            self._finished = True
+            if found := measurements(self.events):
+                write_bytes(self.path, render(self.name, found, event.step).encode())
         return None
 
 
@@ -47,8 +52,12 @@ def measurements(events: Path) -> list[dict[str, Any]]:
     return [found[step] for step in sorted(found)]
 
 
-def render(name: str, found: Sequence[Mapping[str, Any]]) -> str:
-    """Return the report as Markdown."""
+def render(name: str, found: Sequence[Mapping[str, Any]], kept: int) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        kept: the step whose weights are the result.
+    """
     text = messages.text
     names = list(dict.fromkeys(key for row in found for key in row["logs"]))
     lines = [f"# {name}", "", text("train.report_table"), ""]
@@ -56,7 +65,8 @@ def render(name: str, found: Sequence[Mapping[str, Any]]) -> str:
     for row in found:
         cells = [f"{row['logs'][key]:.3f}" if key in row["logs"] else "" for key in names]
         lines.append("| " + " | ".join([str(row["step"]), f"{row['loss']:.4f}", *cells]) + " |")
-    for title, row in (("train.report_before", found[0]), ("train.report_after", found[-1])):
+    after = next((row for row in found if row["step"] == kept), found[-1])
+    for title, row in (("train.report_before", found[0]), ("train.report_after", after)):
         if row["details"].get("confusion"):
             lines += ["", text(title, step=row["step"]), "", *confusion(row["details"])]
     return "\n".join(lines) + "\n"
