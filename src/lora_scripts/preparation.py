@@ -205,7 +205,7 @@ def resolve_base(name: str) -> Path:
         folder = embedded.resolve(name)
         if folder is None:
             raise BaseModelError("base.no_embedded", name=name, known=", ".join(embedded.names()))
-        if not folder.is_dir():
+        if not embedded.is_there(name):
             raise BaseModelError("base.not_fetched", name=name, command=embedded.command(name))
         return folder
     path = Path(name).expanduser()

@@ -239,8 +239,8 @@ def test_layers_of_the_plain_kind_are_replaced_and_no_others(folder: Path):
         )
         family.injected()
         named = {name: module for name, module in family.model.named_modules() if "forward" in vars(module)}
-        replaced[dropout] = (sum("proj" in name for name in named), sum("norm" in name for name in named))
-    assert replaced == {0.0: (14, 5), 0.1: (0, 5)}
+        replaced[dropout] = tuple(sum(name.endswith(end) for name in named) for end in ("proj", "norm", "mlp"))
+    assert replaced == {0.0: (14, 5, 2), 0.1: (0, 5, 2)}
 
 
 def test_a_switched_off_adapter_is_the_base(folder: Path):

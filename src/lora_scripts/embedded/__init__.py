@@ -27,6 +27,11 @@ def resolve(name: str) -> Path | None:
     return Path(__file__).parent / name.removeprefix(PREFIX) if name in names() else None
 
 
+def is_there(name: str) -> bool:
+    """Say whether a model is whole on this machine."""
+    return name not in FETCHED or FETCHED[name].is_there()
+
+
 def command(name: str) -> str:
     """Return the command that fetches "embedded/<name>"."""
     return f"lora-scripts fetch {name.removeprefix(PREFIX)}"

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 
 def install(model: Any) -> None:
-    """Replace the forward pass of the model's PEFT layers and frozen norms, where they are of the plain kind."""
+    """Replace the forward pass of PEFT layers, frozen norms and gated networks, where they are of the plain kind."""
     for module in model.modules():
         if _is_plain_pair(module):
             module.forward = MethodType(_pair_forward, module)
         elif type(module).__name__.endswith("RMSNorm") and _norm_agrees(module):
             module.forward = MethodType(_norm_forward, module)
+    for module in model.modules():
+        if _is_gated(module) and _gated_agrees(module):
+            module.forward = MethodType(_gated_forward, module)
 
 
 def _is_plain_pair(module: Any) -> bool:
@@ -60,9 +63,31 @@ def _norm_agrees(module: Any) -> bool:
         return bool(torch.equal(module(probe), _norm_forward(module, probe)))
 
 
+def _is_gated(module: Any) -> bool:
+    parts = ("gate_proj", "up_proj", "down_proj", "act_fn")
+    return all(hasattr(module, part) for part in parts) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
+
+
+def _gated_forward(self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(functions()[2].apply(self.gate_proj(x), self.up_proj(x)))
+
+
+def _gated_agrees(module: Any) -> bool:
+    """Try the network on a few numbers: some have more in it than their parts' names say."""
+    import torch
+
+    weight = next(module.parameters())
+    width = getattr(module.gate_proj, "in_features", 0)
+    probe = torch.linspace(-2, 3, 3 * width, device=weight.device).view(1, 3, -1)
+    floating = [p.dtype for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
+    with torch.no_grad():
+        probe = probe.to(floating[0] if floating else torch.float32)
+        return bool(torch.equal(module(probe), _gated_forward(module, probe)))
+
+
 @cache
-def functions() -> tuple[Any, Any]:
-    """The autograd functions (linear with a pair, RMS norm); made here, since torch is not imported at the top."""
+def functions() -> tuple[Any, Any, Any]:
+    """The autograd functions (linear with a pair, RMS norm, gate); made here, since torch is not imported at the top."""
     import torch
     from torch.nn import functional
 
@@ -110,4 +135,20 @@ def functions() -> tuple[Any, Any]:
             for_x = (weighted - normed * (weighted * normed).mean(-1, keepdim=True)) * inverse
             return for_x.to(x.dtype), None, None
 
-    return PairLinear, RmsNorm
+    class Gate(torch.autograd.Function):
+        """y = silu(gate) * up (arXiv:2002.05202, equation 6); silu(gate) is formed again."""
+
+        @staticmethod
+        def forward(ctx: Any, gate: Tensor, up: Tensor):
+            ctx.save_for_backward(gate, up)
+            return functional.silu(gate).mul_(up)
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Tensor):
+            gate, up = ctx.saved_tensors
+            share = torch.sigmoid(gate)
+            for_up = upstream * gate * share
+            for_gate = share.mul_(1 + gate * (1 - share)).mul_(upstream).mul_(up)
+            return for_gate, for_up
+
+    return PairLinear, RmsNorm, Gate
