@@ -1,4 +1,4 @@
-"""The messages of the example: enough of them, of every kind, said in many ways, and none known to the held-out part."""
+"""The messages of the example: enough of them, of every kind, said in many ways, none known to the held-out part."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def test_every_kind_is_there_alike(parts: dict[str, list[dict]], name: str):
 
 
 def test_customers_stay_on_one_side(parts: dict[str, list[dict]]):
-    sides = {name.split(".")[0]: {row["customer"] for n in PARTS if n.startswith(name.split(".")[0]) for row in parts[n]}
-             for name in PARTS}  # fmt: skip
+    sides: dict[str, set[str]] = defaultdict(set)
+    for name, rows in parts.items():
+        sides[name.split(".")[0]] |= {row["customer"] for row in rows}
     assert len(sides) == 3
     assert not sides["train"] & sides["heldout"] and not sides["inbox"] & sides["heldout"]
     assert not sides["train"] & sides["inbox"]
@@ -68,8 +69,16 @@ def test_no_run_of_five_words_stands_in_more_than_three_messages(parts: dict[str
 
 
 def test_no_run_of_eight_words_is_shared_with_the_held_out_part(parts: dict[str, list[dict]]):
-    known = {run for name in PARTS if not name.startswith("heldout") for row in parts[name] for run in runs(row["message"], 8)}
-    held = {run for name in PARTS if name.startswith("heldout") for row in parts[name] for run in runs(row["message"], 8)}
+    known = {
+        run
+        for name in PARTS
+        if not name.startswith("heldout")
+        for row in parts[name]
+        for run in runs(row["message"], 8)
+    }
+    held = {
+        run for name in PARTS if name.startswith("heldout") for row in parts[name] for run in runs(row["message"], 8)
+    }
     assert len(known) > 10_000 and len(held) > 2_000
     assert known & held == set()
 

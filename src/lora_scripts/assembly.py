@@ -136,7 +136,19 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
     )
     held = _loader(prepared, family, prepared.held, cache, machine) if prepared.held else None
     run = Run(
-        prepared, family, injected, loader, held, trainer, objective, hub, None, Advice(hub.emit), Best(), Signals(), base_hash
+        prepared,
+        family,
+        injected,
+        loader,
+        held,
+        trainer,
+        objective,
+        hub,
+        None,
+        Advice(hub.emit),
+        Best(),
+        Signals(),
+        base_hash,
     )
     run.evaluate = _evaluate(run, held) if held is not None else None
     return run

@@ -263,7 +263,7 @@ class Family(Protocol):
 
     @classmethod
     def preview_settings(cls, base: Base, section: Any, examples: Sequence[Example]) -> tuple[list[Any], dict]:
-        """Return the prompts to preview, and the keyword arguments that go with each `preview`, from config and data."""
+        """Return the prompts to preview, and the keyword arguments of `preview`, from config and data."""
 
     def preview(self, prompts: Sequence[Any], *, seed: int, **settings: Any) -> Sequence[Any]:
         """Return one picture or text a prompt, from the live weights; leaves no trace in the run."""
@@ -282,10 +282,6 @@ class Family(Protocol):
     @staticmethod
     def leave(folder: Path, facts: Mapping[str, Any], scores: Mapping[str, Any]) -> Sequence[Path]:
         """Write what using the result needs besides the LoRA files; return the files."""
-
-    @staticmethod
-    def reading(loss: float) -> Mapping[str, float]:
-        """Return what else a held-out loss means, by name."""
 
 
 class Denoiser(Protocol):
@@ -321,6 +317,9 @@ class Objective(Protocol):
 
     def levels(self, wanted: int) -> Sequence[float | None]:
         """The quantiles to measure at, where `wanted` noise levels are asked for."""
+
+    def reading(self, loss: float) -> Mapping[str, float]:
+        """Return what else a held-out loss means, by name."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The quick ways of computing give what the plain ones give: one stream of rows, the head on targets, labels at once."""
+"""The quick ways of computing give what the plain ones give: one stream, the head on targets, labels at once."""
 
 from __future__ import annotations
 
@@ -270,7 +270,9 @@ def test_the_loss_found_while_labels_are_scored_is_the_objectives_own(folder: Pa
     made = []
     for number, label in enumerate(("billing", "delivery", "billing")):
         prompt = (Message("user", f"message {number}"),)
-        row = TextRow(f"r{number}", "completion", prompt, (Message("assistant", label),), label=label, weight=1 + number)
+        row = TextRow(
+            f"r{number}", "completion", prompt, (Message("assistant", label),), label=label, weight=1 + number
+        )
         made.append(TextExample(row, tuple(family.renderer.sequence(row, row.answer, "completions"))))
     found = family.scores(made, {"labels": ["billing", "delivery"]}, 0)["losses"]
     assert found.keys() == {"r0", "r1", "r2"}
@@ -289,9 +291,7 @@ def test_gradients_through_a_base_in_four_bits(folder: Path, tmp_path: Path):
     examples, found = rows(), []
     for quantised in (True, False):
         kind = {"quantisation": "nf4"} if quantised else {}
-        placement = Placement(
-            device=torch.device("cpu"), base_dtype=torch.float32, encoder_dtype=torch.float32, **kind
-        )
+        placement = Placement(device=torch.device("cpu"), base_dtype=torch.float32, encoder_dtype=torch.float32, **kind)
         family = plugin.load(plugin.recognise(wide), placement)
         if quantised:
             weights = {

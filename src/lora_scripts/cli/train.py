@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_scripts import messages
 from lora_scripts.cli import _config_arguments
 from lora_scripts.cli._console import Console, quiet_libraries
+
 if TYPE_CHECKING:
     from lora_scripts.app import Outcome
 

@@ -1,8 +1,8 @@
 """The parts of a transformer that keep more for the backward pass than they need, written so that they keep little.
 
 A low-rank linear layer y = x W^T + s (x A^T) B^T with W frozen keeps x alone; x A^T is formed again, and W gets no
-gradient (arXiv:2106.09685, section 4.1). A frozen RMS norm keeps its input and one number a row. Values are those of PEFT
-and transformers up to rounding; `docs/benchmarks.md` says what they pay.
+gradient (arXiv:2106.09685, section 4.1). A frozen RMS norm keeps its input and one number a row, a gate its two inputs.
+Values are those of PEFT and transformers up to rounding; `docs/benchmarks.md` says what they pay.
 
 Shapes: T = rows, i = in, o = out, r = rank.
 """
@@ -87,7 +87,7 @@ def _gated_agrees(module: Any) -> bool:
 
 @cache
 def functions() -> tuple[Any, Any, Any]:
-    """The autograd functions (linear with a pair, RMS norm, gate); made here, since torch is not imported at the top."""
+    """The autograd functions: linear with a pair, RMS norm, gate. Made here: torch is not imported at the top."""
     import torch
     from torch.nn import functional
 

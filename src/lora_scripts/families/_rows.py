@@ -144,7 +144,7 @@ def can_pack(config: Any, longest: int) -> bool:
     """
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
-    windowed = bool(window) and window < longest and kinds != {"full_attention"}
+    windowed = window is not None and 0 < window < longest and kinds != {"full_attention"}
     plain = kinds <= {"full_attention", "sliding_attention"} and not windowed
     others = ("attn_logit_softcapping", "mamba_d_state", "ssm_state_size", "linear_num_key_heads", "alibi")
     return plain and not any(getattr(config, name, None) for name in others)

@@ -117,7 +117,7 @@ def _scored_apart(family: Any, prompt: NDArray, choices: Sequence[NDArray]) -> N
 def measure(family: Any, examples: Sequence[Any], labels: Sequence[str], answers: int) -> dict[str, Any]:
     """Return numbers by name under "logs", the whole under "details"; nothing where no row names a label.
 
-    Under "losses" stands what the objective `sft` would find for a row whose answer is its label: the label's own score.
+    Under "losses" stands what the objective `sft` would find for a row whose answer is its label: the label's score.
     """
     sorting = [example for example in examples if example.row.label and example.row.label in labels]
     rows = [example.row for example in sorting]

@@ -6,7 +6,6 @@ Shapes: T = tokens of a micro-batch in one stream, N = target tokens in it, D = 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from lora_scripts import registry
-from lora_scripts.contracts import Base, Batch, Draw, Pace, Placement, Request
+from lora_scripts.contracts import Base, Draw, Pace, Placement, Request
 from lora_scripts.data.cache import Cache
 from lora_scripts.data.record import Dataset, Message, Note, Scan, TextRow
 from lora_scripts.errors import DataError
@@ -150,7 +149,8 @@ class CausalLM:
     @classmethod
     def operations(cls, base: Base, modules: Mapping[str, nn.Module], shape: int) -> float:
         """Two operations a weight and token, and attention's two products; the head sees target tokens only."""
-        config = modules[COMPONENT].config.get_text_config()
+        model: Any = modules[COMPONENT]
+        config = model.config.get_text_config()
         head = config.vocab_size * config.hidden_size
         attention = 2.0 * config.num_hidden_layers * config.hidden_size * shape
         return shape * (2.0 * (sum(base.parameters.values()) - head) + 2 * attention)
@@ -311,7 +311,7 @@ class CausalLM:
         return made.last_hidden_state[mask]
 
     def _packing_holds(self) -> bool:
-        """Try two rows in one stream: the second must be what the model makes of it alone, not what a neighbour would do.
+        """Try two rows in one stream: the second must be what the model makes of it alone, whatever its neighbour.
 
         Rounding in 16 bits alone moves hidden states by several percent, so the measure is how far they would be moved
         if the second row did see the first.
@@ -374,11 +374,6 @@ class CausalLM:
     def leave(folder: Path, facts: Mapping[str, Any], scores: Mapping[str, Any]) -> list[Path]:
         """Write `task.json` for `classify` and `draft`: labels, calibration, and what was measured."""
         return _scores.write_task(folder, facts, scores)
-
-    @staticmethod
-    def reading(loss: float) -> Mapping[str, float]:
-        """Return what else a held-out loss means: perplexity."""
-        return {"perplexity": math.exp(min(loss, 50.0))}
 
 
 plugin = CausalLM

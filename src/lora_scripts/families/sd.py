@@ -322,11 +322,6 @@ class StableDiffusion:
         """Nothing: the LoRA files are all."""
         return []
 
-    @staticmethod
-    def reading(loss: float) -> Mapping[str, float]:
-        """Nothing: a denoising loss has no other name."""
-        return {}
-
     def preview(
         self,
         prompts: Sequence[str],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -57,6 +57,10 @@ class Denoise:
     def levels(self, wanted: int) -> Sequence[float | None]:
         """Fixed noise levels for a measurement: evenly spaced quantiles."""
         return tuple((level + 0.5) / wanted for level in range(wanted))
+
+    def reading(self, loss: float) -> Mapping[str, float]:
+        """Nothing: a denoising loss has no other name."""
+        return {}
 
     def _distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """(B,) mean distance over C, H, W."""

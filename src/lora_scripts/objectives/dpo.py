@@ -7,7 +7,7 @@ p_ref is the adapter that training starts from (`init_lora`), or the base alone 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,6 +51,10 @@ class Dpo:
     def levels(self, wanted: int) -> Sequence[float | None]:
         """Text has no noise: one measurement."""
         return (None,)
+
+    def reading(self, loss: float) -> Mapping[str, float]:
+        """Nothing: this loss has no other name."""
+        return {}
 
 
 def build(config: Config) -> Dpo:

@@ -11,7 +11,7 @@ micro-batch, so here alone the size of the micro-batch changes the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -53,6 +53,10 @@ class Kto:
     def levels(self, wanted: int) -> Sequence[float | None]:
         """Text has no noise: one measurement."""
         return (None,)
+
+    def reading(self, loss: float) -> Mapping[str, float]:
+        """Nothing: this loss has no other name."""
+        return {}
 
 
 def rows_of(gains_B: Tensor, mismatched_B: Tensor, liked_B: Tensor, beta: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,6 +31,10 @@ class Sft:
     def levels(self, wanted: int) -> Sequence[float | None]:
         """Text has no noise: one measurement."""
         return (None,)
+
+    def reading(self, loss: float) -> Mapping[str, float]:
+        """Return the perplexity: what a mean loss a token is the logarithm of."""
+        return {"perplexity": math.exp(min(loss, 50.0))}
 
 
 def build(config: Config) -> Sft:

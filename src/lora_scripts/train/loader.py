@@ -62,7 +62,7 @@ class Loader:
         return [self.batch(part) for part in self._split(chosen)]
 
     def held_out(self, without: Collection[str] = ()) -> list[list[Batch]]:
-        """Return every example once, but those of the ids `without`, with draws that never change, for a measurement."""
+        """Return every example once, but the ids `without`, with draws that never change, for a measurement."""
         chosen = [visit for visit in visits(self.examples, -1) if self.examples[visit.example].id not in without]
         return [[self.batch(part)] for part in self._split(chosen)]
 

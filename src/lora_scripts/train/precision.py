@@ -16,7 +16,7 @@ class Precision:
     """How the frozen base is held, and Accelerate's word for how sums are computed ("no", "bf16", "fp16").
 
     Attributes:
-        quantisation: "nf4" where the base's weights are held in 4 bits and `base` is what they are computed in, else "".
+        quantisation: "nf4" where the base's weights are held in 4 bits (`base` is what they are computed in), else "".
     """
 
     base: torch.dtype

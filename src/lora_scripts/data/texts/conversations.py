@@ -50,7 +50,10 @@ def _turn(raw: object, where: str) -> Message:
     content = _content(raw, "value" if by_name else "content", where)
     if not content.strip() and known[role] != "assistant":
         raise Unfit("text.blank", field=where)
-    return Message(known[role], content, fields.weight(raw, f"{where}.weight"))
+    weight = fields.weight(raw, f"{where}.weight")
+    if weight and known[role] != "assistant":
+        raise Unfit("text.weight_role", field=f"{where}.weight", role=role)
+    return Message(known[role], content, weight)
 
 
 def _content(raw: Raw, field: str, where: str) -> str:

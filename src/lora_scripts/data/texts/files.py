@@ -204,7 +204,7 @@ def parse(text: str, path: Path, row: int) -> object:
 def _json_lines(path: Path, file: IO[str]) -> Iterator[tuple[int, Raw]]:
     for number, line in enumerate(lines(path, file), start=1):
         if line.strip():
-            yield number, _row(parse(line, path, number), path, number)
+            yield number, _row(parse(line.rstrip("\r\n"), path, number), path, number)
 
 
 def _row(value: object, path: Path, number: int) -> Raw:

@@ -54,7 +54,7 @@ class Evaluate:
         with measuring(self.family.trainable().values()):
             found = self.scores()
             loss = self.measure(found.get("losses", {}))
-        logs = {**self.family.reading(loss), **found.get("logs", {})}
+        logs = {**self.objective.reading(loss), **found.get("logs", {})}
         self.latest = Evaluated(step, loss, logs, found.get("details", {}))
         self.emit(self.latest)
         return self.latest
