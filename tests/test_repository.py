@@ -20,14 +20,15 @@ from lora_scripts.config.load import load
 READMES = ("README.md", "README.zh-CN.md")
 COMMANDS = (
     "pip install -c constraints.txt -e . && python train.py --config configs/quickstart.yaml",
+    "lora-scripts fetch smollm2 && python train.py --config configs/llm_quickstart.yaml",
     'pip install -c constraints.txt -e ".[test]" && pytest',
 )
 EXPECTED = (
     *READMES,
     *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "Makefile", "constraints.txt", "environment.yml"),
     *("pyproject.toml", "train.py", ".ci/run", ".gitignore"),
-    *("configs/lora_default.yaml", "configs/quickstart.yaml"),
-    *("docs/config.md", "docs/design.md", "docs/errors.md"),
+    *("configs/lora_default.yaml", "configs/quickstart.yaml", "configs/llm_default.yaml", "configs/llm_quickstart.yaml"),
+    *("docs/config.md", "docs/design.md", "docs/errors.md", "docs/texts.md"),
     *("examples/style_high_contrast/LICENSE", "examples/style_high_contrast/metadata.csv"),
 )
 FEWEST_FILES = 150

@@ -15,9 +15,9 @@ PEFT folder.
 What differs:
 
     ours        the package's `app.train`. Base held in bf16 where the CPU multiplies bf16 fast (`base_precision: auto`;
-                elsewhere float32 and no autocast). A step's 16 rows in one stream without padding, or in several of at
-                most 4,096 tokens. Hashes the base, rehearses the largest micro-batch before the first step, writes
-                events, TensorBoard curves and a checkpoint at the end; all of it counts as job time.
+                elsewhere float32 and no autocast). A step's 16 rows without padding, in as many streams as the default
+                of `batch_tokens` makes of them. Hashes the base, rehearses the largest micro-batch before the first
+                step, writes events, TensorBoard curves and a checkpoint at the end; all of it counts as job time.
                 A step's loss is the mean over its targets, which end with the end-of-turn token.
     trl         what TRL documents as the default: base held in float32 with bf16 autocast, gradient checkpointing,
                 fused AdamW, log-probabilities in chunks without full logits. Set besides what is alike: 4 rows a

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts import identity, messages
+from lora_scripts import identity, messages, registry
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.errors import LoraScriptsError, Stopped
@@ -113,7 +113,7 @@ def _train(
     if restart and is_main():
         folder.clear()
     record = record or _new_record(prepared, base_hash)
-    record |= {"state": "running", "files": list(names.values()), "resolved": _resolved(prepared, machine)}
+    record |= {"state": "running", "files": [*names.values(), *_beside(names)], "resolved": _resolved(prepared, machine)}
     session: dict[str, Any] = {"started": time.time()}
     record["sessions"].append(session)
     if is_main():
@@ -143,6 +143,11 @@ def _train(
     if finished.stopped:
         raise Stopped("train.stopped", exit_code=run.signals.exit_code, step=finished.step, total=finished.total)
     return Outcome(prepared, folder.path, files, finished.step)
+
+
+def _beside(names: Mapping[str, str]) -> list[str]:
+    """Return the names of files that exporters write beside their own."""
+    return [file for name in names for file in getattr(registry.load("exporters", name), "BESIDE", ())]
 
 
 def _known_run(prepared: Prepared, folder: RunFolder, base_hash: str) -> dict[str, Any] | None:

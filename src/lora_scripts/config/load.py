@@ -171,7 +171,8 @@ def _check_together(tree: Mapping, lines: Mapping, file: str) -> list[Problem]:
             Problem("config.halves_differ", {"base": base, "mixed": mixed}, _where(("mixed_precision",), lines, file))
         )
     validation = tree.get("validation")
-    if isinstance(validation, dict) and validation.get("use_best") is True and validation.get("every"):
+    wanted = str(validation.get("use_best", "")).lower() if isinstance(validation, dict) else ""
+    if isinstance(validation, dict) and wanted in ("true", "on", "yes") and validation.get("every"):
         every, save = validation["every"], tree.get("save_steps", RunConfig.model_fields["save_steps"].default)
         if not isinstance(every, int) or not isinstance(save, int) or every % save:
             place = _where(("validation", "every"), lines, file)

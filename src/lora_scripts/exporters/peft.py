@@ -49,6 +49,10 @@ def refuses(meta: AdapterMeta) -> Note | None:
     return None
 
 
+# Written beside the file; --restart removes it too.
+BESIDE = (PEFT_CONFIG,)
+
+
 def warnings(meta: AdapterMeta, rank: int, module_names: Collection[str]) -> list[Note]:
     """Return what programs that serve language models will refuse of such an adapter.
 
