@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-# Name in the JSON file, words above the column, format, and whether more is better.
+# Name in the JSON file, words above the column, format.
 FIGURES = (
     ("target_tokens_a_second", "target tok/s", "12.2f"),
     ("real_tokens_a_second", "real tok/s", "10.1f"),
@@ -88,11 +88,13 @@ def table(found: Sequence[tuple[str, Mapping[str, float]]]) -> Iterator[str]:
     for side, row in middle.items():
         yield _line(f"median {side}", row)
     for pair, row in ratios(middle).items():
-        yield _line(pair, row)
+        yield _line(pair, row, ".3f")
 
 
-def _line(title: str, row: Mapping[str, float]) -> str:
-    cells = [f"{row[name]:{shown}}" if name in row else " " * _width(shown) for name, _, shown in FIGURES]
+def _line(title: str, row: Mapping[str, float], digits: str = "") -> str:
+    """Put a row's figures under their words, each with its own digits or all with the same."""
+    widths = [(name, _width(shown), digits or shown[shown.index(".") :]) for name, _, shown in FIGURES]
+    cells = [f"{row[name]:{width}{own}}" if name in row else " " * width for name, width, own in widths]
     return " ".join([f"{title:14}", *cells])
 
 
