@@ -27,7 +27,12 @@ EXPECTED = (
     *READMES,
     *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "Makefile", "constraints.txt", "environment.yml"),
     *("pyproject.toml", "train.py", ".ci/run", ".gitignore"),
-    *("configs/lora_default.yaml", "configs/quickstart.yaml", "configs/llm_default.yaml", "configs/llm_quickstart.yaml"),
+    *(
+        "configs/lora_default.yaml",
+        "configs/quickstart.yaml",
+        "configs/llm_default.yaml",
+        "configs/llm_quickstart.yaml",
+    ),
     *("docs/config.md", "docs/design.md", "docs/errors.md", "docs/texts.md"),
     *("examples/style_high_contrast/LICENSE", "examples/style_high_contrast/metadata.csv"),
 )

@@ -113,7 +113,11 @@ def _train(
     if restart and is_main():
         folder.clear()
     record = record or _new_record(prepared, base_hash)
-    record |= {"state": "running", "files": [*names.values(), *_beside(names)], "resolved": _resolved(prepared, machine)}
+    record |= {
+        "state": "running",
+        "files": [*names.values(), *_beside(names)],
+        "resolved": _resolved(prepared, machine),
+    }
     session: dict[str, Any] = {"started": time.time()}
     record["sessions"].append(session)
     if is_main():
