@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_scripts import merging
 from lora_scripts.adapters import files
-from lora_scripts.adapters.adapter import Adapter
+from lora_scripts.adapters.adapter import Adapter, LoraPair
 from lora_scripts.errors import BaseModelError, LoraScriptsError, MachineError, NumericsError
 from lora_scripts.exporters import peft
 from tests.adapters import language
@@ -132,7 +132,12 @@ def test_everything_beside_the_weights_is_copied(tmp_path: Path):
 
 
 def test_an_output_layer_of_its_own_is_merged_and_a_shared_one_refused(tmp_path: Path):
-    adapter, source = saved(tmp_path / "lora", language.adapter((r".*v_proj", "lm_head")))
+    # Training here gives the output layer no pair; PEFT does where it is asked to.
+    made = language.adapter((r".*v_proj",))
+    pairs, head = made.pairs["language_model"], language.model().lm_head.weight
+    pair = LoraPair(torch.randn(4, head.shape[1]) * 0.1, torch.randn(head.shape[0], 4) * 0.1, 8.0)
+    made = Adapter({"language_model": {**pairs, "lm_head": pair}}, made.meta)
+    adapter, source = saved(tmp_path / "lora", made)
     base = language.save_base(tmp_path / "own")
     merging.merge(adapter, source, base, tmp_path / "merged", silent)
     got, before = reload(tmp_path / "merged"), language.model()

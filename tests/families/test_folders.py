@@ -38,6 +38,13 @@ def outputs(path: Path) -> torch.Tensor:
     return torch.cat([decoded.flatten(), states.flatten()])
 
 
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Every weight of every part, by part and name."""
+    family = StableDiffusion.load(StableDiffusion.recognise(path), PLACEMENT)
+    parts = {"unet": family.unet, "vae": family.vae, "text_encoder": family.text_encoder}
+    return {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+
+
 def rewrite(folder: Path, **wish) -> Path:
     from diffusers import StableDiffusionPipeline
 
@@ -59,7 +66,11 @@ def test_every_way_of_storing_the_weights_gives_the_same(good, tmp_path, wish, s
     assert [path for path in (folder / "unet").iterdir() if path.name.startswith(sample)]
     base = StableDiffusion.recognise(folder)
     assert base.parameters == StableDiffusion.recognise(good).parameters
-    assert torch.equal(outputs(folder), outputs(good))
+    ours, theirs = weights(folder), weights(good)
+    assert len(ours) > 100 and ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    # The last bits of a product depend on where in memory the weights lie, and so on the file they are mapped from.
+    assert torch.allclose(outputs(folder), outputs(good), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
