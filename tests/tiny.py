@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 TEXT_WIDTH = 64
+# Of the base with two text encoders: distinct, so that no two can be mistaken for each other.
+FIRST_WIDTH, SECOND_WIDTH, POOLED_WIDTH, SIZE_WIDTH = 32, 64, 48, 8
 VOCABULARY = 49408
 LATENT_CHANNELS = 4
 
@@ -62,6 +64,47 @@ def vae_settings() -> dict[str, Any]:
     }
 
 
+def xl_unet_settings() -> dict[str, Any]:
+    """Three levels, two layers each, attention in the last two: the modules are named as the public model's."""
+    return {
+        "sample_size": 128,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "block_out_channels": [32, 64, 64],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 1, 2],
+        "cross_attention_dim": FIRST_WIDTH + SECOND_WIDTH,
+        "attention_head_dim": [1, 1, 1],
+        "norm_num_groups": 32,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": SIZE_WIDTH,
+        "projection_class_embeddings_input_dim": POOLED_WIDTH + 6 * SIZE_WIDTH,
+    }
+
+
+@cache
+def xl_parts() -> dict[str, Any]:
+    """UNet, autoencoder and two text encoders with seeded random weights; likewise."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    first = text_settings() | {"hidden_size": FIRST_WIDTH, "intermediate_size": 64, "num_hidden_layers": 3}
+    second = text_settings(2) | {"hidden_size": SECOND_WIDTH, "num_hidden_layers": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        return {
+            "unet": UNet2DConditionModel.from_config(xl_unet_settings()).eval(),
+            "vae": AutoencoderKL.from_config(vae_settings() | {"scaling_factor": 0.13025}).eval(),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**first | {"projection_dim": FIRST_WIDTH})).eval(),
+            "text_encoder_2": CLIPTextModelWithProjection(
+                CLIPTextConfig(**second | {"projection_dim": POOLED_WIDTH})
+            ).eval(),
+        }
+
+
 @cache
 def parts(version: int = 1) -> dict[str, Any]:
     """UNet, autoencoder and text encoder with seeded random weights; call `copy.deepcopy` before changing one."""
@@ -106,6 +149,48 @@ def tiny_sd_folder(path: Path, version: int = 1) -> Path:
     return path
 
 
+def tiny_sdxl_folder(path: Path) -> Path:
+    """Write a diffusers folder with two text encoders in float32."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+    from lora_scripts.families import _single_file
+
+    words = Path(_single_file.__file__).parent / "clip_tokenizer"
+    StableDiffusionXLPipeline(
+        **xl_parts(),
+        tokenizer=CLIPTokenizer.from_pretrained(words),
+        tokenizer_2=CLIPTokenizer.from_pretrained(words, pad_token="!"),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
+    ).save_pretrained(path)
+    config = path / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 16}))
+    return path
+
+
+def tiny_sdxl_file(path: Path, dtype: torch.dtype = torch.float32, **metadata: str) -> Path:
+    """Write the same weights in the original layout."""
+    tensors = xl_to_original(xl_parts())
+    save_file(
+        {k: v.detach().to(dtype).contiguous().clone() for k, v in tensors.items()}, path, metadata=metadata or None
+    )
+    return path
+
+
+def xl_to_original(models: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Rename the tensors of a base with two text encoders to the names of the original repository."""
+    second = models["text_encoder_2"]
+    tensors = unet_to_original(models["unet"]) | vae_to_original(models["vae"])
+    tensors |= clip_to_original(models["text_encoder"], "conditioner.embedders.0.transformer.")
+    tensors |= open_clip_to_original(second.text_model, "conditioner.embedders.1.model.")
+    projection = second.text_projection.weight
+    tensors["conditioner.embedders.1.model.text_projection"] = projection.detach().T
+    tensors["conditioner.embedders.1.model.logit_scale"] = torch.zeros((), device=projection.device)
+    return tensors
+
+
 def tiny_single_file(path: Path, version: int = 1, dtype: torch.dtype = torch.float32, **metadata: str) -> Path:
     """Write the same weights in the original layout."""
     models = parts(version)
@@ -134,6 +219,7 @@ def unet_to_original(unet: Any) -> dict[str, torch.Tensor]:
     per = unet.config.layers_per_block
     blocks: dict[str, str] = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
     blocks |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+    blocks |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
     number = 1
     for level in range(levels):
         for layer in range(per):
@@ -189,10 +275,20 @@ def vae_to_original(vae: Any) -> dict[str, torch.Tensor]:
 
 def text_to_original(text_encoder: Any, version: int) -> dict[str, torch.Tensor]:
     """Rename a text encoder's tensors: transformers' own names for 1.x, OpenCLIP's for 2.x with one layer more."""
-    bare = {name.removeprefix("text_model."): tensor for name, tensor in text_encoder.state_dict().items()}
     if version == 1:
-        return {f"cond_stage_model.transformer.text_model.{name}": tensor for name, tensor in bare.items()}
-    prefix = "cond_stage_model.model."
+        return clip_to_original(text_encoder, "cond_stage_model.transformer.")
+    return open_clip_to_original(text_encoder, "cond_stage_model.model.", extra=1)
+
+
+def clip_to_original(text_encoder: Any, prefix: str) -> dict[str, torch.Tensor]:
+    """Put a prefix in front of transformers' own names."""
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in text_encoder.state_dict().items()}
+    return {f"{prefix}text_model.{name}": tensor for name, tensor in bare.items()}
+
+
+def open_clip_to_original(text_encoder: Any, prefix: str, extra: int = 0) -> dict[str, torch.Tensor]:
+    """Rename a text encoder's tensors to OpenCLIP's names, with `extra` copies of the last layer."""
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in text_encoder.state_dict().items()}
     renamed = {
         f"{prefix}token_embedding.weight": bare["embeddings.token_embedding.weight"],
         f"{prefix}positional_embedding": bare["embeddings.position_embedding.weight"],
@@ -202,7 +298,7 @@ def text_to_original(text_encoder: Any, version: int) -> dict[str, torch.Tensor]
     layers = 1 + max(int(name.split(".")[2]) for name in bare if name.startswith("encoder.layers."))
     words = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     words["self_attn.out_proj"] = "attn.out_proj"
-    for layer in range(layers + 1):
+    for layer in range(layers + extra):
         old = f"encoder.layers.{min(layer, layers - 1)}."
         new = f"{prefix}transformer.resblocks.{layer}."
         for kind in ("weight", "bias"):

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = {
     "DatasetSection": "dataset",
     "CaptionSection": "caption_rules",
+    "LayerSection": "layer",
     "TextEncoderSection": "text_encoder",
     "PreviewSection": "previews",
     "ValidationSection": "validating",
@@ -98,10 +99,10 @@ def config_page() -> str:
         *table(schema.RunConfig),
     ]
     titles = {"dataset": "datasets: one entry", "caption_rules": "caption", "text_encoder": "train_text_encoder"}
-    titles |= {"previews": "preview", "validating": "validation"}
+    titles |= {"previews": "preview", "validating": "validation", "layer": "lora_layers: one entry"}
     for model, section in SECTIONS.items():
         lines += ["", f"## `{titles[section]}`", "", *table(getattr(schema, model), f"{section}.")]
-    for key, kind in (("optimizer", "optimizers"), ("schedule", "schedules")):
+    for key, kind in (("adapter", "adapters"), ("optimizer", "optimizers"), ("schedule", "schedules")):
         lines += ["", f"## `{key}`", "", f"`{key}: name`, or a section: `{key}: {{name: ..., option: ...}}`.", ""]
         for name in registry.names(kind):
             module = registry.load(kind, name)

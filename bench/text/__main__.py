@@ -10,56 +10,33 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import text
+from bench.processes import child
 from bench.text import table
 from lora_scripts.preparation import resolve_base
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("ours", "trl", "trl-kept", "plain")
-TAIL = 3000
-
-
-def child(work: Path, *arguments: object) -> tuple[float, int]:
-    """Run a part; return the seconds from its start to its end and its largest resident size in bytes."""
-    command = [sys.executable, "-m", "bench.text.child", *map(str, arguments)]
-    log = work / "child.log"
-    # Nothing is downloaded, and nothing is left in a person's own caches.
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    started = time.perf_counter()
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **offline}, stdout=file, stderr=file)
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        sys.exit(f"exit status {process.returncode}: {' '.join(command)}\n{log.read_text(encoding='utf-8')[-TAIL:]}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+CHILD = "bench.text.child"
 
 
 def measure(shape: str, arguments: argparse.Namespace, base: Path, work: Path) -> dict[str, Any]:
     """Run all sides on rows of one shape; return shape, runs, medians and ratios."""
     (work / "job.json").write_text(json.dumps({"base": str(base)}), encoding="utf-8")
-    child(work, "rows", work, shape, arguments.steps)
+    child(CHILD, work, "rows", work, shape, arguments.steps)
     facts = json.loads((work / "shape.json").read_text(encoding="utf-8"))
     made = []
     for number in range(1, arguments.repeats + 1):
         for side in arguments.sides:
             out = work / f"{side}-{number}"
             print(f"{shape}: {side}, round {number}", file=sys.stderr, flush=True)
-            made.append((side, number, out, *child(work, side, work, out)))
-    child(work, "held", work, *(out for _, _, out, _, _ in made))
+            made.append((side, number, out, *child(CHILD, work, side, work, out)))
+    child(CHILD, work, "held", work, *(out for _, _, out, _, _ in made))
     losses = json.loads((work / "held.json").read_text(encoding="utf-8"))
     runs = []
     for side, number, out, seconds, peak in made:

@@ -74,6 +74,7 @@ def train(
         names = file_names(prepared)
         if is_main():
             folder.sweep()
+            checkpoint.sweep(folder.checkpoints)
         with _logged(folder) if is_main() else nullcontext():
             return _train(prepared, folder, names, listeners, say, restart=restart)
 
@@ -106,7 +107,7 @@ def _train(
     from lora_scripts import assembly, finishing
 
     say("train.loading", base=prepared.base.name)
-    machine = assembly.machine(config)
+    machine = assembly.machine(config, processes())
     run = assembly.build(prepared, machine, Cache(cache_folder(config)), base_hash)
     assembly.fill(run, say)
     # Only now is an earlier run forgotten: nothing that could still refuse this one comes after.
@@ -122,6 +123,8 @@ def _train(
     record["sessions"].append(session)
     if is_main():
         folder.write_record(record)
+    # The others look for checkpoints only when those of a forgotten run are gone.
+    machine.accelerator.wait_for_everyone()
     state = "failed"
     try:
         assembly.resume(run, folder, say)
@@ -151,7 +154,8 @@ def _train(
 
 def _beside(names: Mapping[str, str]) -> list[str]:
     """Return the names of files that exporters write beside their own."""
-    return [file for name in names for file in getattr(registry.load("exporters", name), "BESIDE", ())]
+    beside = {name: getattr(registry.load("exporters", name), "BESIDE", {}) for name in names}
+    return [other for name, file in names.items() for other in beside[name].get(file, ())]
 
 
 def _known_run(prepared: Prepared, folder: RunFolder, base_hash: str) -> dict[str, Any] | None:

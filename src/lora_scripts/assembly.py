@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,12 @@ from lora_scripts.adapters.inject import Injected, inject
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.contracts import Family, Objective, Placement
 from lora_scripts.data.cache import Cache
-from lora_scripts.preparation import Prepared, describe
+from lora_scripts.errors import MachineError
+from lora_scripts.preparation import Prepared, describe, options_of
 from lora_scripts.runs import RunFolder
-from lora_scripts.train import checkpoint, state
+from lora_scripts.train import averaging, checkpoint, memory, state
 from lora_scripts.train.averaging import Average
+from lora_scripts.train.estimate import frugal
 from lora_scripts.train.hub import Hub
 from lora_scripts.train.listeners.advice import Advice
 from lora_scripts.train.listeners.best import Best
@@ -35,7 +37,7 @@ from lora_scripts.train.loader import Loader
 from lora_scripts.train.loop import Course, Trainer
 from lora_scripts.train.precision import Precision, choose
 
-# Frozen encoders run in float32: their work is done once, and half precision breaks some VAEs.
+# Frozen encoders run in float32 at least: their work is done once, and half precision breaks some VAEs.
 ENCODER_DTYPE = torch.float32
 
 
@@ -72,16 +74,30 @@ class Run:
             return self.injected.adapter(meta)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Put the averaged weights in place for a while, where averages are on."""
-        return self.trainer.average.applied() if self.trainer.average is not None else nullcontext()
+        """Put the averaged weights in place for a while, where there are any: ours or the optimizer's."""
+        if self.trainer.average is not None:
+            return self.trainer.average.applied()
+        if averaging.averages(self.trainer.optimizer):
+            return averaging.applied(self.trainer.optimizer)
+        return nullcontext()
 
 
-def machine(config: RunConfig) -> Machine:
-    """Find the device and choose the number formats."""
+def machine(config: RunConfig, processes: int = 1) -> Machine:
+    """Find the device and the other processes, and choose the number formats.
+
+    Raises:
+        MachineError: several processes were started which do not find each other.
+    """
     from accelerate import Accelerator, PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    precision = choose(config.base_precision, config.mixed_precision, PartialState().device)
-    return Machine(Accelerator(mixed_precision=precision.mixed), precision)
+    # On a CPU Accelerate looks for other processes only where it is told that a CPU is meant.
+    cpu = not torch.accelerator.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+    precision = choose(config.base_precision, config.mixed_precision, PartialState(cpu=cpu).device)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision.mixed)
+    if accelerator.num_processes != processes:
+        raise MachineError("train.processes_apart", wanted=processes, found=accelerator.num_processes)
+    return Machine(accelerator, precision)
 
 
 def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) -> Run:
@@ -90,29 +106,23 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
     placement = Placement(
         device=machine.accelerator.device,
         base_dtype=machine.precision.base,
-        encoder_dtype=ENCODER_DTYPE,
+        encoder_dtype=torch.promote_types(ENCODER_DTYPE, machine.precision.base),
         attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing,
         quantisation=machine.precision.quantisation,
+        offload_blocks=config.offload_blocks,
     )
-    family = prepared.family.load(prepared.base, placement)
+    if placement.device.type == "cpu" and frugal(config):
+        memory.give_back_at_once()
+    family = prepared.family.load(prepared.base, placement, options_of(config, prepared.family))
     torch.manual_seed(config.seed)
     family.train_components(tuple(prepared.targets))
     modules = {name: module for name, module in family.trainable().items() if name in prepared.targets}
-    injected = inject(
-        modules,
-        targets=prepared.targets,
-        rank=config.lora_rank,
-        alpha=config.resolved_alpha,
-        dropout=config.lora_dropout,
-        seed=config.seed,
-    )
-    family.injected()
-    if config.init_lora is not None:
-        injected.load(adapter_files.load(config.init_lora, known_modules=injected.module_names()))
+    injected = _inject(prepared, modules, machine.precision)
+    family.injected(injected)
     hub = Hub()
     objective = _objective(prepared)
-    parameters = {component: injected.parameters(component) for component in prepared.targets}
+    parameters = injected.groups()
     rates = _rates(config, parameters)
     groups = [{"params": list(group.values()), "lr": rates[c], "component": c} for c, group in parameters.items()]
     optimizer_module = registry.load("optimizers", config.optimizer.name)
@@ -133,6 +143,7 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         course=Course(plan.steps, plan.steps_per_epoch, config.max_grad_norm, config.seed),
         emit=hub.emit,
         average=Average(tensors, config.ema) if config.ema is not None else None,
+        buffers=injected.buffers(),
     )
     held = _loader(prepared, family, prepared.held, cache, machine) if prepared.held else None
     run = Run(
@@ -156,15 +167,17 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
 
 def fill(run: Run, say: Any) -> None:
     """Fill the cache for all epochs and let go of the encoders."""
-    config = run.prepared.config
     progress = lambda part, done, total: say("train.encoding", part=part, done=done, total=total)  # noqa: E731
-    filled = run.loader.fill(config.epochs, tell=progress)
+    filled = run.loader.fill(run.prepared.plan.epochs, tell=progress)
     reused, made = filled.reused, filled.made
     if run.held is not None:
         more = run.held.fill(1, held_out=True, tell=progress)
         reused, made = reused + more.reused, made + more.made
     say("train.cache", reused=reused, made=made)
+    # Each process made its share of the pieces and will read those of all.
+    run.trainer.accelerator.wait_for_everyone()
     run.family.release_encoders()
+    memory.trim()
 
 
 def resume(run: Run, folder: RunFolder, say: Any) -> None:
@@ -207,6 +220,7 @@ def _evaluate(run: Run, held: Loader) -> Evaluate:
         every=config.validation.every or config.save_steps,
         levels=run.objective.levels(config.validation.levels),
         scores=lambda: run.family.scores(prepared.held, prepared.scan.facts, config.validation.answers),
+        averaged=run.averaged,
         emit=run.hub.emit,
     )
 
@@ -250,10 +264,37 @@ def _objective(prepared: Prepared) -> Objective:
     return module.build(module.Config(**values))
 
 
-def _rates(config: RunConfig, parameters: Mapping[str, Any]) -> dict[str, float]:
-    """Peak rate by component: the text encoder's is its own, else half."""
+def _inject(prepared: Prepared, modules: Mapping[str, torch.nn.Module], precision: Precision) -> Injected:
+    """Put the adapter in place, with the values of the LoRA that training starts from, where there is one."""
+    config = prepared.config
+    injected = inject(
+        modules,
+        targets=prepared.targets,
+        rank=config.lora_rank,
+        alpha=config.resolved_alpha,
+        dropout=config.lora_dropout,
+        seed=config.seed,
+        kind=config.adapter.name,
+        options=config.adapter.options,
+        rules=config.lora_layers,
+        dtype=torch.promote_types(torch.float32, precision.base),
+    )
+    if config.init_lora is not None:
+        known = injected.module_names()
+        injected.load(adapter_files.load(config.init_lora, known_modules=known, family=prepared.base.family))
+    return injected
+
+
+def _rates(config: RunConfig, labels: Iterable[str]) -> dict[str, float]:
+    """Peak rate by group: its section's own; else the text encoder's is its own, or half of the rest's."""
     text = config.train_text_encoder.learning_rate or config.learning_rate / 2
-    return {name: text if name.startswith("text_encoder") else config.learning_rate for name in parameters}
+    rates = {}
+    for label in labels:
+        component, _, number = label.partition("/")
+        rate = text if component.startswith("text_encoder") else config.learning_rate
+        own = config.lora_layers[int(number) - 1].learning_rate if number else None
+        rates[label] = rate if own is None else own
+    return rates
 
 
 def _loader(prepared: Prepared, family: Family, examples: Sequence[Any], cache: Cache, machine: Machine) -> Loader:

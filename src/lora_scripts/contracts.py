@@ -2,7 +2,9 @@
 
     families/<name>.py     `plugin`: a class with the interface of `Family`
     objectives/<name>.py   `Config`, `LEARNS` (kinds of examples), `build(config) -> Objective`
-    optimizers/<name>.py   `Config`, `build(groups, config) -> torch.optim.Optimizer`
+    optimizers/<name>.py   `Config`, `build(groups, config) -> torch.optim.Optimizer`; what it asks of the rest of the
+                           config is told by constants, see `optimization`
+    adapters/kinds/<name>.py  see `adapters.adapter.Update`
     schedules/<name>.py    `Config`, `factor(step, total, warmup, config) -> float`
     exporters/<name>.py    the functions of `Exporter`
     data/readers/<name>.py what its families' `scan` calls
@@ -14,11 +16,13 @@ Tensor shapes: B = batch, C = channels, H = height, W = width, L = text position
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta
+from lora_scripts.adapters.keys import KeyMap
 from lora_scripts.data.record import Dataset, Example, Note, Scan, Sizes
 
 if TYPE_CHECKING:
@@ -81,7 +85,8 @@ class Placement:
         base_dtype: how the frozen network that is trained on is held.
         encoder_dtype: how frozen encoders (VAE, text) are held while they fill the cache.
         attention: "math", "flash" or "auto": see `families/_attention.py`.
-        quantisation: "nf4" where the frozen network is held in 4 bits, else "".
+        quantisation: "nf4" or "fp8" where the frozen network is held in 4 or 8 bits, else "".
+        offload_blocks: how many of its blocks wait in main memory, and are fetched ahead of their use.
     """
 
     device: torch.device
@@ -90,6 +95,7 @@ class Placement:
     attention: str = "auto"
     gradient_checkpointing: bool = False
     quantisation: str = ""
+    offload_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ class Batch:
         tensors: what the family collated.
         generators: one a row, seeded by (seed, epoch, repeat, example): all noise of that row comes from it.
         ids: example ids, to name the guilty when a loss is not finite.
+        regularisation: of each row, whether it only keeps the base from forgetting; empty where none does.
     """
 
     weight: float
@@ -133,6 +140,7 @@ class Batch:
     tensors: Mapping[str, Any]
     generators: Sequence[torch.Generator]
     ids: Sequence[str]
+    regularisation: Sequence[bool] = ()
 
 
 @dataclass(frozen=True)
@@ -158,17 +166,55 @@ class Pace:
     bytes_per_operation: float
 
 
+class Pairs(Protocol):
+    """The live adapter, as far as a family needs to know it."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The base alone, for a while."""
+
+
+class Rehearsal(Protocol):
+    """A family's work on tensors without values, for an estimate: see `families/_cost.py`.
+
+    What is made has its shapes only; `embody` is called where torch gives tensors no values, once pairs are in place.
+    """
+
+    family: Any
+
+    def embody(self) -> None:
+        """Put every tensor of the family on the device that it would be on."""
+
+    def entry(self, example: Example) -> Mapping[str, Tensor]:
+        """Return the tensors of all of an example's requests."""
+
+    def encode(self, example: Example) -> None:
+        """Do the frozen work of an example."""
+
+    def draw(self, example: Example) -> None:
+        """Do the heaviest work of a preview of an example's size."""
+
+    def reading(self) -> int:
+        """Most bytes that main memory holds while weights are read, besides the weights as they are held."""
+
+    def waiting(self) -> Sequence[int]:
+        """Bytes of each block that `offload_blocks` could let wait, the largest first."""
+
+
 class Family(Protocol):
     """One base-model architecture: how to recognise, load, encode, predict and preview it."""
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """What people call it."""
     reads: ClassVar[str]
     """The reader's name, such as "pictures" or "texts"."""
     Config: ClassVar[type[BaseModel]]
     """The keys of the run config that mean something to this family alone."""
     pace: ClassVar[Pace]
-    quantises: ClassVar[bool]
-    """Its base can be held in 4 bits."""
+    quantises: ClassVar[tuple[str, ...]]
+    """The formats of few bits that its base can be held in, of "fp8" and "nf4"."""
+    keys: ClassVar[KeyMap | None]
+    """What LoRA files call its modules; None where paths are written as they are."""
     objectives: ClassVar[tuple[str, ...]]
     """Which it serves; the first is its default."""
     target_presets: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]]
@@ -188,8 +234,8 @@ class Family(Protocol):
         """
 
     @classmethod
-    def load(cls, base: Base, placement: Placement) -> Family:
-        """Load the base; nothing is trainable yet."""
+    def load(cls, base: Base, placement: Placement, options: Any = None) -> Family:
+        """Load the base; nothing is trainable yet. `options` is a `Config`; None stands for its defaults."""
 
     @classmethod
     def defaults(cls, base: Base, given: Mapping[str, Any], rows: int) -> Mapping[str, Any]:
@@ -231,6 +277,10 @@ class Family(Protocol):
         """Floating-point operations of one forward pass of one row of this shape, counted on `skeleton`'s modules."""
 
     @classmethod
+    def rehearsal(cls, base: Base, placement: Placement, options: Any = None) -> Rehearsal | None:
+        """The family as `load` would give it, without weights; None where its steps cannot be counted that way."""
+
+    @classmethod
     def weights_hash(cls, base: Base) -> str:
         """sha256 over the base's weights, however they are stored."""
 
@@ -252,7 +302,7 @@ class Family(Protocol):
     def train_components(self, components: Sequence[str]) -> None:
         """Learn which components carry pairs, before anything is encoded."""
 
-    def injected(self) -> None:
+    def injected(self, pairs: Pairs) -> None:
         """Learn that the pairs are in place."""
 
     def release_encoders(self) -> None:
@@ -295,7 +345,13 @@ class Denoiser(Protocol):
         """(B, C, H, W) float32 clean latents, scaled; the posterior is sampled from the rows' generators."""
 
     def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, batch: Batch) -> Tensor:
-        """(B, C, H, W) the network's output at those timesteps."""
+        """(B, C, H, W) the network's output at those timesteps.
+
+        `batch.tensors` may hold "mask", (B, 1, H, W) in 0..1: where a row's loss counts; rows without one are 1.
+        """
+
+    def without_pairs(self) -> AbstractContextManager[None]:
+        """Predict as the base alone would, for a while."""
 
 
 class Speaker(Protocol):

@@ -56,7 +56,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """All steps of an epoch are done; `loss` is their mean."""
+    """All steps of an epoch are done, or all of the run that fell into it; `loss` is their mean."""
 
     epoch: int
     step: int

@@ -18,6 +18,8 @@ from lora_scripts.errors import BaseModelError, ConfigError
 from lora_scripts.files import cannot_write
 from lora_scripts.preparation import resolve_base
 
+# The kind of update that all targets have a place for.
+PLAIN = "lora"
 MERGED, PEFT, GGUF = "merged", "peft", "gguf"
 TARGETS = (MERGED, GGUF, PEFT)
 GGUF_ENDING = f".{GGUF}"
@@ -64,6 +66,8 @@ def export(order: Order, tell: Callable[..., None]) -> Path:
     adapter = files.load(order.adapter)
     if adapter.meta.family != files.LANGUAGE_FAMILY:
         raise ConfigError("export.pictures", path=order.adapter)
+    if adapter.meta.kind != PLAIN:
+        raise ConfigError("export.other_kind", path=order.adapter, kind=adapter.meta.kind)
     base, reference = _base(order, adapter.meta)
     adapter = replace(adapter, meta=replace(adapter.meta, base_reference=reference))
     if base is not None:

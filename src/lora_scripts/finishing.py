@@ -28,18 +28,19 @@ def export(run: Run, folder: RunFolder, files: Mapping[str, Path], say: Any) -> 
     # Where the last measurement was made by an earlier session, it is made again: same weights, same numbers.
     latest = run.evaluate.latest if run.evaluate is not None else None
     if run.evaluate is not None and (latest is None or latest.step != run.trainer.done):
-        with run.averaged():
-            latest = run.evaluate.tell(run.trainer.done)
+        latest = run.evaluate.tell(run.trainer.done)
     if not run.trainer.accelerator.is_main_process:
         return []
     adapter = run.adapter(run.trainer.done)
     for name, path in files.items():
         exporter = registry.load("exporters", name)
-        exporter.export(adapter, path)
+        report = exporter.export(adapter, path)
         written = exporter.read_back(path, adapter)
         compare(written, adapter)
         _compare_output(run, adapter, written, path)
         say("train.verified", path=path, modules=len(adapter))
+        for note in report.notes:
+            say(note.code, **note.params)
     scores = {"logs": latest.logs, "details": latest.details} if latest is not None else {}
     return list(run.family.leave(folder.path, run.prepared.scan.facts, scores))
 

@@ -1,90 +1,105 @@
-"""What `check` adds to the plan: trained tensors by component, memory, time; measured on this machine, in seconds."""
+"""What `check` says besides the plan: trained tensors, memory and time, and how a run fits into less memory."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from lora_scripts import units
+from lora_scripts import adapting, units
+from lora_scripts.config.schema import RunConfig
+from lora_scripts.counting import Count, Machine, count, machine, precision_of
+from lora_scripts.data.order import visits
+from lora_scripts.errors import ConfigError
 from lora_scripts.preparation import Prepared
-from lora_scripts.train.plan import Work, estimate_memory, estimate_seconds
-from lora_scripts.train.precision import choose
+from lora_scripts.train import ladder
+from lora_scripts.train.estimate import Work, estimate_memory, estimate_seconds
+from lora_scripts.train.ladder import OFFLOAD, Facts, Rung, Trial
 
 MATRIX = 1024
 
 
 def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield message codes with parameters; loads torch, but no weights."""
-    import torch
-    from accelerate import PartialState
-
-    config, plan = prepared.config, prepared.plan
-    device = PartialState().device
-    precision = choose(config.base_precision, config.mixed_precision, device)
-    modules = prepared.family.skeleton(prepared.base)
-    trained = 0
-    for component, patterns in prepared.targets.items():
-        shapes = _target_shapes(component, modules[component], patterns)
-        parameters = sum(config.lora_rank * (fan_in + fan_out) for fan_in, fan_out in shapes)
-        trained += parameters
+    found = machine()
+    counted = count(prepared, found)
+    for component, (modules, tensors, parameters) in counted.trained.items():
         yield (
             "cli.plan.tensors",
-            {
-                "component": component,
-                "modules": len(shapes),
-                "tensors": 2 * len(shapes),
-                "parameters": f"{parameters:,}",
-            },
+            {"component": component, "modules": modules, "tensors": tensors, "parameters": f"{parameters:,}"},
         )
-    counts: Counter[Any] = Counter()
-    for example in prepared.examples:
-        counts[example.shape] += example.repeats
-    operations = {shape: prepared.family.operations(prepared.base, modules, shape) for shape in counts}
-    frozen = {name: count for name, count in prepared.base.parameters.items() if name not in prepared.targets}
-    work = Work(
-        parameters=sum(prepared.base.parameters.values()) - sum(frozen.values()),
-        encoder_parameters=sum(frozen.values()),
-        lora=trained,
-        operations=operations,
-        counts=counts,
-        base_bytes=0.55 if precision.quantisation else torch.empty((), dtype=precision.base).element_size(),
-        most_operations=_largest(prepared, operations),
-        pace=prepared.family.pace,
-    )
-    rate = matrix_rate(device, precision.base)
+    rate = matrix_rate(found.device, precision_of(prepared.config, found).base)
     yield (
         "cli.plan.cost",
         {
-            "memory": units.format_bytes(estimate_memory(config, work)),
-            "time": units.format_seconds(estimate_seconds(plan, work, rate)),
-            "device": str(device),
+            "memory": units.format_bytes(counted.memory.peak),
+            "time": units.format_seconds(seconds(prepared, prepared.config, found, rate)),
+            "device": str(found.device),
             "rate": f"{rate / 1e9:.0f}",
         },
     )
+    if counted.memory.peak > found.free:
+        yield ("cli.plan.does_not_fit", {"free": units.format_bytes(found.free).replace(" ", "")})
 
 
-def _largest(prepared: Prepared, operations: Mapping[Any, float]) -> float:
-    """Return the forward operations of the heaviest micro-batch that can come: the costliest examples together."""
-    config = prepared.config
-    heavy = sorted(prepared.examples, key=lambda example: -operations[example.shape])[: config.batch_size]
-    total, room = 0.0, config.batch_tokens
-    for example in heavy:
-        if total and example.length > room:
-            break
-        total += operations[example.shape]
-        room -= example.length
-    return total
+def climb(prepared: Prepared, limit: int) -> tuple[list[Trial], Trial | None]:
+    """Try rung after rung of the ladder until one fits into `limit` bytes; see `train.ladder`."""
+    found = machine()
+    first = count(prepared, found)
+    precision = precision_of(prepared.config, found)
+    facts = Facts(
+        base=precision.quantisation or str(precision.base).removeprefix("torch.").replace("bfloat16", "bf16"),
+        quantises=[name for name in prepared.family.quantises if _allowed(prepared, name)],
+        offloads=len(first.waiting) if found.device.type == "cuda" else 0,
+    )
+    rates: dict[Any, float] = {}
+
+    def tried(rung: Rung) -> Trial:
+        config = prepared.config.model_copy(update=dict(rung.changes))
+        counted = count(prepared, found, config, first) if rung.changes else first
+        if rung.name == OFFLOAD:
+            rung, counted = _fewest(prepared, found, first, rung, limit)
+        base = precision_of(config, found).base
+        if base not in rates:
+            rates[base] = matrix_rate(found.device, base)
+        return Trial(rung, counted.memory.peak, seconds(prepared, config, found, rates[base]))
+
+    return ladder.climb(ladder.rungs(prepared.config, prepared.plan, facts), limit, tried)
 
 
-def _target_shapes(component: str, module: Any, patterns: Sequence[str]) -> list[tuple[int, int]]:
-    """Return (fan in, fan out) as the two low-rank matrices see them, for each matched module."""
-    from lora_scripts.adapters.inject import matching
+def _allowed(prepared: Prepared, quantisation: str) -> bool:
+    """Say whether the adapter can stand beside weights in so few bits."""
+    config = prepared.config.model_copy(update={"base_precision": quantisation, "init_lora": None})
+    try:
+        adapting.check(config, prepared.base, prepared.family, prepared.targets)
+    except ConfigError:
+        return False
+    return True
 
-    named = dict(module.named_modules())
-    weights = [named[path].weight for path in matching(component, module, patterns)]
-    return [(weight[0].numel(), weight.shape[0]) for weight in weights]
+
+def _fewest(prepared: Prepared, where: Machine, first: Count, rung: Rung, limit: int) -> tuple[Rung, Count]:
+    """Let as few blocks wait as fit, or all."""
+    config = prepared.config.model_copy(update=dict(rung.changes))
+    counted = count(prepared, where, config, first)
+    for blocks in range(1, config.offload_blocks + 1):
+        memory = estimate_memory(replace(counted.counted, base=counted.base_with(blocks)), counted.habits)
+        if memory.peak <= limit or blocks == config.offload_blocks:
+            return replace(rung, changes={**rung.changes, "offload_blocks": blocks}), replace(counted, memory=memory)
+    return rung, counted
+
+
+def seconds(prepared: Prepared, config: RunConfig, where: Machine, rate: float) -> float:
+    """Estimate how long a run of this config takes."""
+    counts: Counter[Any] = Counter({example.shape: 0 for example in prepared.examples})
+    counts.update(prepared.examples[visit.example].shape for visit in visits(prepared.examples, 0))
+    modules = prepared.family.skeleton(prepared.base)
+    operations = {shape: prepared.family.operations(prepared.base, modules, shape) for shape in counts}
+    slower = ladder.slowdown(config, where.device.type)
+    accumulation = prepared.plan.accumulation * prepared.config.batch_size // config.batch_size
+    plan = replace(prepared.plan, accumulation=accumulation)
+    return estimate_seconds(plan, Work(operations, counts, prepared.family.pace, slower), rate)
 
 
 def matrix_rate(device: Any, dtype: Any) -> float:

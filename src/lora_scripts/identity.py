@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from pydantic import ValidationError
+
 from lora_scripts.config.schema import RunConfig, free_keys
 from lora_scripts.data.record import Example
 from lora_scripts.errors import BaseModelError, ConfigError, DataError, Problem
@@ -44,7 +46,7 @@ def check_same(record: Mapping[str, Any], config: RunConfig, examples: Sequence[
         DataError: names the changed, added and removed examples.
         BaseModelError: the base's weights are others.
     """
-    old, new = _flat(record["config"]), _flat(config_facts(config))
+    old, new = _flat(_completed(record["config"])), _flat(config_facts(config))
     free = free_keys() | PATH_KEYS
     problems = [
         Problem("train.config_changed", {"key": key, "old": old.get(key), "new": new.get(key)})
@@ -61,6 +63,14 @@ def check_same(record: Mapping[str, Any], config: RunConfig, examples: Sequence[
         raise DataError("train.data_changed", count=len(changed), names=names, path=config.output_dir)
     if record["base"]["hash"] != base_hash:
         raise BaseModelError("train.base_changed", base=config.base_model, path=config.output_dir)
+
+
+def _completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an earlier config with the defaults of keys that came after it."""
+    try:
+        return config_facts(RunConfig.model_validate(values))
+    except ValidationError:
+        return values
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

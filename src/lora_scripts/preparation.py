@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_scripts import embedded, registry
+from lora_scripts import adapting, embedded, optimization, registry
 from lora_scripts.adapters.adapter import AdapterMeta
-from lora_scripts.adapters.names import LANGUAGE_MODEL
-from lora_scripts.config.schema import Choice, DatasetSection, RunConfig
+from lora_scripts.config.schema import OFF, Choice, DatasetSection, RunConfig
 from lora_scripts.contracts import Base, Family
 from lora_scripts.data.cache import Cache
-from lora_scripts.data.order import hold_out
-from lora_scripts.data.record import CaptionRules, Dataset, Example, Note, Scan
+from lora_scripts.data.order import hold_out, is_regularisation, visits_by_purpose
+from lora_scripts.data.record import AS_TRAINED, CaptionRules, Dataset, Example, Note, Scan
 from lora_scripts.errors import BaseModelError, ConfigError, DataError, Problem
 from lora_scripts.files import user_cache
 from lora_scripts.train.plan import Plan, make
@@ -55,29 +54,33 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     Raises:
         ConfigError, BaseModelError, DataError: in words, before anything heavy is imported.
     """
+    optimization.check_installed(config)
     base = find_base(config)
     family = registry.load("families", base.family).plugin
     objective = _objective(config, family)
     _refuse_foreign_keys(config, family, objective)
-    if config.base_precision == "nf4" and not family.quantises:
-        raise ConfigError("config.no_quantised", family=family.name)
+    if config.base_precision in adapting.LOW_BITS and config.base_precision not in family.quantises:
+        raise ConfigError("config.no_quantised", value=config.base_precision, family=family.name)
     targets = _targets(config, family)
-    options = family.Config(**{key: getattr(config, key) for key in family.Config.model_fields})
+    options = options_of(config, family)
     held_sets = [_held_dataset(path) for path in config.validation.paths] if config.validation.enabled else []
     scan = family.scan(base, datasets(config), options, Cache(cache_folder(config)), held=held_sets)
     scan, told = _for_objective(scan, objective)
+    given = config.model_fields_set
     config, chosen = _with_defaults(config, family, base, len(scan.examples))
-    _check_adapter(config, base, family, targets)
+    config, settled = optimization.settle(config, given)
+    layered = adapting.check(config, base, family, targets)
     examples: list[Example] = list(scan.examples)
     held: list[Example] = list(scan.held)
     if config.validation.enabled and not held_sets:
         share = config.validation.share
         examples, held = hold_out(examples, share, config.seed)
-        if not examples or not held:
-            raise ConfigError("config.validation_no_data", share=share, train=len(examples), held=len(held))
+        learned = sum(not is_regularisation(example) for example in examples)
+        if not learned or not held:
+            raise ConfigError("config.validation_no_data", share=share, train=learned, held=len(held))
     if not examples:
         raise DataError("data.no_examples", path=config.train_data_dir or config.datasets[0].path)
-    notes = [*scan.notes, *told, *family.notes(base, examples)]
+    notes = [*settled, *layered, *scan.notes, *told, *_purposes(examples), *family.notes(base, examples)]
     plan = make(config, examples, processes)
     prepared = Prepared(config, base, family, objective, targets, scan, examples, held, plan, notes, chosen)
     return replace(prepared, notes=[*notes, *_serving_notes(prepared)])
@@ -89,13 +92,17 @@ def _serving_notes(prepared: Prepared) -> list[Note]:
     for name in prepared.config.exporters:
         exporter = registry.load("exporters", name)
         if hasattr(exporter, "warnings"):
-            from lora_scripts.adapters.inject import choose
-
-            modules = prepared.family.skeleton(prepared.base)
-            chosen = choose({component: modules[component] for component in prepared.targets}, prepared.targets)
-            paths = [path for group in chosen.values() for path in group]
-            found += exporter.warnings(describe(prepared, 0, ""), prepared.config.lora_rank, paths)
+            layers = adapting.layers(prepared.config, prepared.base, prepared.family, prepared.targets)
+            paths = [path for group in layers.values() for path in group]
+            rank = adapting.largest_rank(prepared.config, layers)
+            found += exporter.warnings(describe(prepared, 0, ""), rank, paths)
     return found
+
+
+def _purposes(examples: Sequence[Example]) -> list[Note]:
+    """Say how many visits are for regularisation, where any are."""
+    trained, kept = visits_by_purpose(examples)
+    return [Note("data.regularisation", {"trained": trained, "kept": kept})] if kept else []
 
 
 def _held_dataset(path: Path) -> Dataset:
@@ -133,6 +140,8 @@ def _with_defaults(
     """Return the config with the family's values for keys that it leaves out, and those values."""
     given = {key: getattr(config, key) for key in config.model_fields_set}
     wanted = {key: value for key, value in family.defaults(base, given, rows).items() if key not in given}
+    if config.steps is not None:
+        wanted.pop("epochs", None)
     if not wanted:
         return config, {}
     parsed = {key: Choice(**value) if isinstance(value, dict) else value for key, value in wanted.items()}
@@ -223,6 +232,14 @@ def datasets(config: RunConfig) -> list[Dataset]:
     found = []
     for section in sections:
         rules = section.caption if section.caption is not None else config.caption
+        visits: int | str | None = section.visits
+        mask = config.mask if section.mask is None else section.mask
+        if section.regularisation:
+            rules = rules.model_copy(update={"trigger": ""})
+            # The general mask is of what is learned.
+            mask = section.mask
+            if not {"visits", "repeats"} & section.model_fields_set:
+                visits = AS_TRAINED
         found.append(
             Dataset(
                 path=section.path,
@@ -232,6 +249,10 @@ def datasets(config: RunConfig) -> list[Dataset]:
                 captions=CaptionRules(**rules.model_dump()),
                 flip=config.flip if section.flip is None else section.flip,
                 missing_pictures=config.missing_pictures,
+                class_words=section.class_words,
+                mask=None if mask == OFF[0] else mask,
+                regularisation=section.regularisation,
+                visits=visits,
             )
         )
     return found
@@ -260,6 +281,7 @@ def describe(prepared: Prepared, steps: int, base_hash: str, name: str = "") -> 
     area = prepared.base.sizes(config.resolution).resolutions[0]
     return AdapterMeta(
         family=prepared.base.family,
+        kind=config.adapter.name,
         name=name or config.resolved_name,
         base_name=prepared.base.name,
         base_hash=base_hash,
@@ -279,6 +301,7 @@ def describe(prepared: Prepared, steps: int, base_hash: str, name: str = "") -> 
             "optimizer": config.optimizer.name,
             "seed": str(config.seed),
             "noise_offset": str(config.noise_offset or None),
+            "clip_skip": str(config.clip_skip) if config.clip_skip > 1 else "None",
             "min_snr_gamma": str(config.min_snr_gamma),
             "gradient_accumulation_steps": str(plan.accumulation),
             "total_batch_size": str(plan.step_size),
@@ -286,26 +309,14 @@ def describe(prepared: Prepared, steps: int, base_hash: str, name: str = "") -> 
     )
 
 
+def options_of(config: RunConfig, family: type[Family]) -> Any:
+    """Return the config's keys that the family reads, as its own `Config`."""
+    return family.Config(**{key: getattr(config, key) for key in family.Config.model_fields})
+
+
 def cache_folder(config: RunConfig) -> Path:
     """Return `cache_dir`, else the user's cache folder: never the data's own."""
     return config.cache_dir if config.cache_dir is not None else user_cache()
-
-
-def _check_adapter(config: RunConfig, base: Base, family: type[Family], targets: Mapping[str, Sequence[str]]) -> None:
-    """Refuse layers that the base does not have, and a LoRA that cannot be continued, before weights are loaded."""
-    if config.init_lora is not None:
-        from lora_scripts.adapters import files
-
-        files.check(config.init_lora, rank=config.lora_rank, components=targets)
-        # A picture's LoRA is moved between bases of one shape as a habit; a language model's would only babble.
-        digest = files.base_of(config.init_lora)[1] if LANGUAGE_MODEL in targets else ""
-        if digest and digest != family.weights_hash(base):
-            raise BaseModelError("llm.init_other_base", adapter=config.init_lora, base=base.path)
-    if isinstance(config.lora_targets, tuple):
-        from lora_scripts.adapters.inject import choose
-
-        modules = family.skeleton(base)
-        choose({component: modules[component] for component in targets}, targets)
 
 
 def _objective(config: RunConfig, family: type[Family]) -> str:
@@ -320,12 +331,8 @@ def _objective(config: RunConfig, family: type[Family]) -> str:
 def _targets(config: RunConfig, family: type[Family]) -> Mapping[str, Sequence[str]]:
     """Return the patterns by component; the text encoder's only when it trains."""
     wanted = config.lora_targets
+    adapting.check_patterns(config)
     if isinstance(wanted, tuple):
-        for pattern in wanted:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError("config.bad_pattern", value=pattern, reason=error) from error
         components = {component: wanted for component in family.target_presets[family.default_preset]}
     else:
         preset = family.default_preset if wanted == "auto" else wanted

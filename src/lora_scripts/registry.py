@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import importlib
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
 from lora_scripts.errors import ConfigError
 
-KINDS = ("families", "objectives", "optimizers", "schedules", "exporters", "readers")
-_FOLDERS = {"readers": "data/readers"}
+KINDS = ("families", "objectives", "optimizers", "schedules", "adapters", "exporters", "readers")
+_FOLDERS = {"readers": "data/readers", "adapters": "adapters/kinds"}
 
 
 @cache
@@ -25,7 +25,13 @@ def names(kind: str) -> tuple[str, ...]:
     folder = Path(__file__).parent / _FOLDERS.get(kind, kind)
     own = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
     own |= {path.parent.name for path in folder.glob("[a-z]*/__init__.py")}
-    return tuple(sorted(own | {point.name for point in entry_points(group=f"lora_scripts.{kind}")}))
+    return tuple(sorted(own | {*_points(kind)}))
+
+
+@cache
+def _points(kind: str) -> dict[str, EntryPoint]:
+    """Return the third-party plug-ins of one kind by name: finding them reads the metadata of all packages."""
+    return {point.name: point for point in entry_points(group=f"lora_scripts.{kind}")}
 
 
 def nearest(word: str, known: tuple[str, ...] | list[str]) -> str | None:
@@ -42,8 +48,7 @@ def load(kind: str, name: str) -> ModuleType:
     if name not in names(kind):
         near = nearest(name, names(kind)) or ", ".join(names(kind))
         raise ConfigError("registry.unknown", kind=kind, name=name, known=", ".join(names(kind)), nearest=near)
-    for point in entry_points(group=f"lora_scripts.{kind}"):
-        if point.name == name:
-            return point.load()
+    if name in _points(kind):
+        return _points(kind)[name].load()
     package = _FOLDERS.get(kind, kind).replace("/", ".")
     return importlib.import_module(f"lora_scripts.{package}.{name}")

@@ -95,8 +95,13 @@ class RunFolder:
             return
         for name in OWN_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (OWN_FILES - FIRST_FILES) | {Path(name).name for name in record.get("files", [])}:
-            (self.path / name).unlink(missing_ok=True)
+        written = {Path(name).name for name in record.get("files", [])} - {"", ".", ".."}
+        for name in (OWN_FILES - FIRST_FILES) | written:
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:

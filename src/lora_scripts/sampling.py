@@ -158,7 +158,7 @@ def applied(family: Any, loras: Sequence[Lora]) -> Any:
 
     modules = family.trainable()
     known = {component: [name for name, _ in module.named_modules()] for component, module in modules.items()}
-    adapters = [(files.load(lora.path, known_modules=known), lora.strength) for lora in loras]
+    adapters = [(files.load(lora.path, known_modules=known, family=family.name), lora.strength) for lora in loras]
     return apply.added(modules, adapters)
 
 

@@ -70,23 +70,30 @@ def networks(linear: bool = False) -> dict[str, Any]:
     return copy.deepcopy(_originals(linear))
 
 
-def put(modules: dict[str, Any], targets=None, *, rank: int = 4, alpha: float = 4.0, seed: int = 1) -> Injected:
-    return inject(modules, targets=targets or EVERYWHERE, rank=rank, alpha=alpha, dropout=0.0, seed=seed)
+def put(
+    modules: dict[str, Any], targets=None, *, rank: int = 4, alpha: float = 4.0, seed: int = 1, **more: Any
+) -> Injected:
+    """Inject; `more` are `kind`, `options`, `rules`, `dtype`."""
+    return inject(modules, targets=targets or EVERYWHERE, rank=rank, alpha=alpha, dropout=0.0, seed=seed, **more)
 
 
 @torch.no_grad()
 def shake(injected: Injected, size: float = 0.3) -> None:
-    """Give the zero halves values, so that the adapter changes the output."""
+    """Move the tensors that hold an update at nothing, so that it changes the output; by values float32 can hold."""
     generator = torch.Generator().manual_seed(9)
     for component in injected.summary():
         for name, tensor in injected.parameters(component).items():
-            if name.endswith(".up"):
-                tensor.copy_(size * torch.randn(tensor.shape, generator=generator))
+            role = name.rpartition(".")[2]
+            if role == "magnitude":
+                tensor.mul_(1 + size * torch.rand(tensor.shape, generator=generator)).copy_(tensor.float())
+            elif role in ("up", "w2", "w2_b"):
+                moved = size * torch.randn(tensor.shape, generator=generator)
+                tensor.copy_((tensor + moved).float() if tensor.any() else moved)
 
 
-def adapter(targets=None, *, rank: int = 4, alpha: float = 4.0, linear: bool = False) -> Adapter:
+def adapter(targets=None, *, rank: int = 4, alpha: float = 4.0, linear: bool = False, **more: Any) -> Adapter:
     """Return an adapter of the tiny networks that moves their outputs."""
-    injected = put(networks(linear), targets, rank=rank, alpha=alpha)
+    injected = put(networks(linear), targets, rank=rank, alpha=alpha, **more)
     shake(injected)
     return injected.adapter(META)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from lora_scripts.adapters import files
 from lora_scripts.adapters.adapter import Adapter, LoraPair
-from lora_scripts.adapters.names import kohya_name
+from lora_scripts.adapters.families import key_maps
 from lora_scripts.errors import BaseModelError
 from tests.adapters.networks import META, adapter, flat, networks, same
 
@@ -22,6 +22,9 @@ from tests.adapters.networks import META, adapter, flat, networks, same
 def made() -> Adapter:
     """Alpha differs from the rank, so that a lost alpha shows."""
     return adapter(rank=4, alpha=10.0)
+
+
+PARTS = key_maps()["sd"].parts
 
 
 def known() -> dict[str, list[str]]:
@@ -38,7 +41,7 @@ def kohya(folder: Path, made: Adapter, *, text: str = "lora_te", dtype=torch.flo
     tensors = {}
     for component, pairs in made.pairs.items():
         for path, pair in pairs.items():
-            name = kohya_name(component, path).replace("lora_te_", f"{text}_")
+            name = PARTS[component].kohya_name(path).replace("lora_te_", f"{text}_")
             tensors[f"{name}.lora_down.weight"] = pair.down.to(dtype)
             tensors[f"{name}.lora_up.weight"] = pair.up.to(dtype)
             tensors[f"{name}.alpha"] = torch.tensor(pair.alpha).to(dtype)
@@ -194,7 +197,7 @@ def test_an_alpha_of_zero_or_none_is_the_rank(made, tmp_path):
     loaded = files.load(kohya(tmp_path, Adapter(pairs, META)))
     assert {pair.alpha for pair in flat(loaded).values()} == {4.0}
     tensors = {
-        f"{kohya_name('unet', path)}.lora_{half}.weight": tensor
+        f"{PARTS['unet'].kohya_name(path)}.lora_{half}.weight": tensor
         for path, pair in made.pairs["unet"].items()
         for half, tensor in (("down", pair.down), ("up", pair.up))
     }

@@ -27,16 +27,6 @@ KOHYA = "lora_unet_mid_block_attentions_0_proj_in"
 PLAIN = "unet.mid_block.attentions.0.proj_in"
 
 REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
-    "SDXL, original names": (pair("lora_unet_input_blocks_4_1_proj_in"), "SDXL"),
-    "SDXL, second text encoder": (pair(KOHYA) | pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "SDXL"),
-    "SDXL, diffusers": (path_pair("text_encoder_2.text_model.encoder.layers.0.mlp.fc1"), "SDXL"),
-    "SDXL by its width": (
-        {
-            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": torch.ones(4, 2048),
-            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": torch.ones(1280, 4),
-        },
-        "SDXL",
-    ),
     "FLUX, kohya": (pair("lora_unet_double_blocks_0_img_attn_qkv"), "FLUX"),
     "FLUX, diffusers": (path_pair("transformer.single_transformer_blocks.0.attn.to_q"), "FLUX"),
     "FLUX, original": (path_pair("diffusion_model.double_blocks.0.img_attn.qkv"), "FLUX"),
@@ -47,10 +37,27 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "Llama without the prefix": (path_pair("model.layers.0.self_attn.q_proj"), '"base_model.model."'),
     "Llama with half the prefix": (path_pair("base_model.model.layers.0.self_attn.q_proj"), '"base_model.model."'),
     "GPT-2 without the prefix": (path_pair("transformer.h.0.attn.c_attn"), '"base_model.model."'),
-    "DoRA, kohya": (pair(KOHYA) | {f"{KOHYA}.dora_scale": torch.ones(1, 6)}, "DoRA"),
-    "DoRA, PEFT": (path_pair(PLAIN) | {f"{PLAIN}.lora_magnitude_vector.weight": torch.ones(8)}, "DoRA"),
-    "LoHa": ({f"{KOHYA}.hada_w1_a": DOWN, f"{KOHYA}.hada_w1_b": UP}, "LoHa"),
-    "LoKr": ({f"{KOHYA}.lokr_w1": DOWN, f"{KOHYA}.lokr_w2": UP}, "LoKr"),
+    "DoRA over inputs": (pair(KOHYA) | {f"{KOHYA}.dora_scale": torch.ones(1, 6)}, "[1, 6]"),
+    "DoRA of one module": (
+        pair(KOHYA) | {f"{KOHYA}.dora_scale": torch.ones(8, 1)} | pair("lora_unet_mid_block_resnets_0_time_emb_proj"),
+        "dora, lora",
+    ),
+    "a magnitude alone": (pair(KOHYA) | {"lora_unet_conv_in.dora_scale": torch.ones(8, 1)}, "conv_in"),
+    "half of LoHa": ({f"{KOHYA}.hada_w1_a": UP, f"{KOHYA}.hada_w1_b": DOWN}, "lacks tensors of 1 modules"),
+    "LoHa of two ranks": (
+        {f"{KOHYA}.hada_w{n}_a": torch.ones(8, n) for n in (1, 2)}
+        | {f"{KOHYA}.hada_w{n}_b": torch.ones(n, 6) for n in (1, 2)},
+        "do not fit",
+    ),
+    "LoHa with a magnitude": (
+        {f"{KOHYA}.hada_w{n}_a": UP for n in "12"}
+        | {f"{KOHYA}.hada_w{n}_b": DOWN for n in "12"}
+        | {f"{KOHYA}.dora_scale": torch.ones(8, 1)},
+        "dora + loha",
+    ),
+    "LoHa among diffusers' names": ({f"{PLAIN}.hada_w1_a": UP, f"{PLAIN}.hada_w1_b": DOWN}, "loha (diffusers)"),
+    "half of LoKr": ({f"{KOHYA}.lokr_w1": DOWN, f"{KOHYA}.lokr_w2_a": UP}, "lacks tensors of 1 modules"),
+    "LoKr twice": ({f"{KOHYA}.lokr_w1": DOWN, f"{KOHYA}.lokr_w2": UP, f"{KOHYA}.lokr_w2_a": UP}, "lacks tensors"),
     "Tucker": (pair(KOHYA) | {f"{KOHYA}.lora_mid.weight": torch.ones(4, 4, 3, 3)}, "Tucker"),
     "full difference": (pair(KOHYA) | {"lora_unet_conv_in.diff": DOWN}, "full difference"),
     "whole model": ({"model.diffusion_model.input_blocks.0.0.weight": DOWN}, "no LoRA"),
@@ -61,8 +68,8 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "bias": (path_pair(PLAIN) | {f"{PLAIN}.lora_B.bias": torch.ones(8)}, "lora_B.bias"),
     "unknown component": (path_pair("something.else"), "something.else"),
     "two layouts": (pair(KOHYA) | path_pair(PLAIN), PLAIN),
-    "half a pair": ({f"{KOHYA}.lora_down.weight": DOWN}, "lacks one half"),
-    "alpha alone": (pair(KOHYA) | {"lora_unet_conv_in.alpha": torch.tensor(1.0)}, "lacks one half"),
+    "half a pair": ({f"{KOHYA}.lora_down.weight": DOWN}, "lacks tensors of 1"),
+    "alpha alone": (pair(KOHYA) | {"lora_unet_conv_in.alpha": torch.tensor(1.0)}, "lacks tensors of 1"),
     "ranks differ": ({f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": torch.ones(8, 3)}, "[4, 6]"),
     "three dimensions": (
         {f"{KOHYA}.lora_down.weight": torch.ones(4, 6, 1), f"{KOHYA}.lora_up.weight": torch.ones(8, 4, 1)},
@@ -88,11 +95,12 @@ def test_refused_from_the_header(kind: str, tmp_path: Path):
 
 
 def test_the_table_is_whole():
-    assert len(REFUSED) == 34
+    assert len(REFUSED) == 35
 
 
 @pytest.mark.parametrize(
-    ("version", "is_refused"), [("sdxl_base_v1-0", True), ("flux1", True), ("sd_v1", False), ("", False)]
+    ("version", "is_refused"),
+    [("flux1", True), ("sd3-m", True), ("sdxl_base_v1-0", False), ("sd_v1", False), ("", False)],
 )
 def test_the_header_tells_the_family(version: str, is_refused: bool, tmp_path: Path):
     path = write(tmp_path / "file.safetensors", pair(KOHYA), {"ss_base_model_version": version})

@@ -6,11 +6,26 @@ from dataclasses import replace
 
 import pytest
 
+from lora_scripts.adapters import kohya_metadata
 from lora_scripts.adapters.adapter import AdapterMeta
-from lora_scripts.adapters.kohya_metadata import Network, describe, read, specify
+from lora_scripts.adapters.families import key_maps
+from lora_scripts.adapters.kohya_metadata import Network
 from tests.adapters.networks import META
 
 NETWORK = Network(dim="4", alpha="6.0")
+MAPS = key_maps()
+
+
+def describe(meta: AdapterMeta, network: Network) -> dict[str, str]:
+    return kohya_metadata.describe(meta, network, MAPS[meta.family])
+
+
+def specify(meta: AdapterMeta, body_hash: str) -> dict[str, str]:
+    return kohya_metadata.specify(meta, body_hash, MAPS[meta.family])
+
+
+def read(metadata: dict[str, str], stem: str, family: str = "sd") -> AdapterMeta:
+    return kohya_metadata.read(metadata, stem, family, MAPS[family])
 
 
 @pytest.mark.parametrize(
@@ -28,6 +43,18 @@ def test_the_kind_of_base(variant, prediction, version, v2, architecture, word):
     assert (written["ss_base_model_version"], written["ss_v2"]) == (version, v2)
     assert written["modelspec.architecture"] == architecture and written["modelspec.prediction_type"] == word
     assert read(written, "x").prediction_type == prediction
+
+
+@pytest.mark.parametrize(("prediction", "word"), [("epsilon", "epsilon"), ("v_prediction", "v")])
+@pytest.mark.parametrize("variant", ["sdxl", "custom", ""])
+def test_the_base_with_two_encoders(variant: str, prediction: str, word: str):
+    meta = replace(META, family="sdxl", variant=variant, prediction_type=prediction)
+    written = {**describe(meta, NETWORK), **specify(meta, "cd" * 32)}
+    assert (written["ss_base_model_version"], written["ss_v2"]) == ("sdxl_base_v1-0", "False")
+    assert written["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert written["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
+    assert written["modelspec.prediction_type"] == word
+    assert read(written, "x", "sdxl") == replace(meta, variant="")
 
 
 def test_what_is_written():

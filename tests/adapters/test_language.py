@@ -106,7 +106,6 @@ def test_training_goes_on_from_peft(tmp_path: Path):
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "DoRA": ({"use_dora": True}, "DoRA"),
     "PiSSA": ({"init_lora_weights": "pissa"}, "pissa"),
     "whole layers": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "token indices": ({"trainable_token_indices": [3]}, "trainable_tokens"),

@@ -6,7 +6,7 @@ from lora_scripts import cli, messages
 
 
 def test_every_verb_has_help_in_both_languages(capsys, monkeypatch):
-    assert cli.verbs() == ["check", "classify", "draft", "export", "fetch", "sample", "train"]
+    assert cli.verbs() == ["check", "classify", "draft", "export", "fetch", "import", "lora", "sample", "train"]
     for language in messages.LANGUAGES:
         monkeypatch.setenv("LORA_SCRIPTS_LANG", language)
         for verb in cli.verbs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,26 @@ def test_encoding_of_a_caption_beside_is_told(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"a woman\x92s hat")
     message = refusal(Dataset(tmp_path), "a.png")
     assert "a.txt: byte 0x92 at 7, not UTF-8 (looks like cp1252)" in message
+
+
+def test_weights_belong_to_their_captions(tmp_path: Path):
+    rows = "image,text,weight\na.png,one,3\nb.png,x,2\na.png,two,\na.png,one,5\nb.png,y,2\nc.png,z,7\n"
+    found = assigned(files(tmp_path, {"metadata.csv": rows}), "a.png", "b.png", "c.png").pictures
+    assert (found["a.png"].captions, found["a.png"].weights) == (("one", "two"), (5.0, 1.0))
+    # Alike, or alone: nothing to weigh.
+    assert found["b.png"].weights == () and found["c.png"].weights == ()
+
+
+def test_class_words_caption_what_has_no_caption(tmp_path: Path):
+    lying = {"10_red cat/b.txt": "beside", "metadata.csv": "image,text\n10_red cat/c.png,row\n10_red cat/d.png,\n"}
+    names = [f"10_red cat/{name}.png" for name in "abcd"]
+    found = assigned(replace(files(tmp_path, lying), class_words="a cat"), *names).pictures
+    assert [found[name].captions for name in names] == [("a cat",), ("beside",), ("row",), ("",)]
+    assert found[names[0]].repeats == 10
+    (note,) = [note for note in source_notes(found.values()) if note.code == "data.captions_class"]
+    assert note.params == {"source": "a cat", "count": 1}
+
+
+def test_lines_of_a_caption_beside_are_one_caption(tmp_path: Path):
+    found = assigned(files(tmp_path, {"a.txt": "one\ntwo\n"}), "a.png").pictures
+    assert found["a.png"].captions == ("one\ntwo",)

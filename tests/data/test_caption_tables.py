@@ -66,6 +66,59 @@ def test_captions_keep_every_letter(tmp_path: Path):
     assert [row.line for row in rows] == [2, 4, 5, 6]
 
 
+def test_weights_of_a_csv(tmp_path: Path):
+    text = "file_name,weight,prompt\na.png,2,one\na.png, 0.5 ,two\na.png,,three\n"
+    table = read_table(written(tmp_path, text))
+    assert [(row.captions, row.weights) for row in table.rows] == [
+        (("one",), (2.0,)),
+        (("two",), (0.5,)),
+        (("three",), ()),
+    ]
+    assert table.ignored_columns == ()
+    short = read_table(written(tmp_path, "file_name,prompt,Weight\na.png,one\nb.png,two,3\n"))
+    assert [row.weights for row in short.rows] == [(), (3.0,)]
+
+
+def test_weights_of_a_jsonl(tmp_path: Path):
+    rows = [
+        '{"file_name": "a.png", "captions": ["a", {"text": "b", "weight": 2}]}',
+        '{"file_name": "b.png", "captions": ["a", {"text": "b", "weight": 2}], "weight": 3}',
+        '{"file_name": "c.png", "caption": {"text": " b ", "weight": 2.5}}',
+        '{"file_name": "d.png", "text": "a", "weight": 4}',
+        '{"file_name": "e.png", "prompt": ["a", {"text": "b"}]}',
+    ]
+    table = read_table(written(tmp_path, "\n".join(rows), "metadata.jsonl"))
+    assert [(row.captions, row.weights) for row in table.rows] == [
+        (("a", "b"), (1.0, 2.0)),
+        (("a", "b"), (3.0, 2.0)),
+        (("b",), (2.5,)),
+        (("a",), (4.0,)),
+        (("a", "b"), ()),
+    ]
+    assert table.ignored_columns == ()
+
+
+@pytest.mark.parametrize("value", ["much", "0", "-1", "nan", "inf", "1e999", "2,5"])
+def test_bad_weights_of_a_csv(tmp_path: Path, value: str):
+    message = refusal(written(tmp_path, f'file_name,prompt,weight\na.png,one,1\na.png,two,"{value}"\n'))
+    assert f"line 3: the weight of a caption is {value}; it must be a number above 0" in message
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "true", '"much"', "[1]", "NaN", "1e999", "9" * 400])
+def test_bad_weights_of_a_jsonl(tmp_path: Path, value: str):
+    for row in (f'"caption": "a", "weight": {value}', f'"captions": [{{"text": "a", "weight": {value}}}]'):
+        message = refusal(written(tmp_path, '\n{"file_name": "a.png", ' + row + "}", "metadata.jsonl"))
+        assert "line 2: the weight of a caption is" in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "value", ['[{"weight": 1}]', '[{"text": 1}]', '[{"text": "a", "wieght": 2}]', "[[]]", "[]", "{}"]
+)
+def test_captions_that_are_none(tmp_path: Path, value: str):
+    message = refusal(written(tmp_path, '{"file_name": "a.png", "captions": ' + value + "}", "metadata.jsonl"))
+    assert "line 1" in message and '{"text": ..., "weight": ...}' in message
+
+
 def test_further_columns_are_named(tmp_path: Path):
     table = read_table(written(tmp_path, "id,file_name,score,prompt\n1,cat.png,0.5,a cat\n"))
     assert list(table.rows) == [Row("cat.png", ("a cat",), 2)] and table.ignored_columns == ("id", "score")

@@ -36,12 +36,12 @@ def test_the_file_does_what_the_adapter_does(linear, rank, alpha, tmp_path):
             assert (expected[name] - base[name]).abs().max() > 0.01
 
 
-def test_keys_are_pefts_own_and_nothing_else_is_in_the_header(tmp_path):
+def test_keys_are_pefts_own_and_the_header_tells_whose_they_are(tmp_path):
     made = adapter(alpha=9.5)
     report = diffusers.export(made, tmp_path / "file.safetensors")
     header = read_header(tmp_path / "file.safetensors")
     assert report.tensors == len(header.tensors) == 182
-    assert header.metadata == {"format": "pt"}
+    assert header.metadata == {"format": "pt", "family": "sd", "name": "tiny style", "base_hash": "ab" * 32}
     expected = {f"{module}.lora_{half}.weight" for module in flat(made) for half in "AB"}
     assert header.tensors.keys() == expected
     assert "text_encoder.text_model.encoder.layers.1.self_attn.out_proj.lora_B.weight" in expected

@@ -21,6 +21,7 @@ from lora_scripts import messages
 from lora_scripts.contracts import Placement
 from lora_scripts.errors import BaseModelError
 from lora_scripts.families.sd import StableDiffusion
+from lora_scripts.sampling import base_for
 from tests import tiny
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.float32)
@@ -50,8 +51,9 @@ def folder(good, tmp_path) -> Path:
 
 
 def refusal(path: Path) -> BaseModelError:
+    """What a run says that names this base: every family is asked."""
     with pytest.raises(BaseModelError) as caught:
-        StableDiffusion.recognise(path)
+        base_for(str(path))
     assert str(path) in str(caught.value)
     return caught.value
 
@@ -61,8 +63,9 @@ KINDS = [
     ("base.is_lora", ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",), "LoRA"),
     ("base.is_lora", ("unet.down_blocks.0.attentions.0.proj_in.lora_A.weight",), "LoRA"),
     ("base.is_lora", ("lora_unet_mid_block_x.hada_w1_a",), "LoRA"),
-    ("base.other_kind", ("conditioner.embedders.1.model.ln_final.weight",), "Stable Diffusion XL"),
-    ("base.other_kind", (f"{UNET}input_blocks.4.1.transformer_blocks.1.attn1.to_q.weight",), "Stable Diffusion XL"),
+    ("base.part_missing", ("conditioner.embedders.1.model.ln_final.weight",), "UNet"),
+    ("base.part_missing", (f"{UNET}input_blocks.4.1.transformer_blocks.1.attn1.to_q.weight",), "VAE"),
+    ("base.other_kind", ("conditioner.embedders.0.model.ln_final.weight",), "refiner"),
     ("base.other_kind", ("joint_blocks.0.x_block.mlp.fc1.weight",), "Stable Diffusion 3"),
     ("base.other_kind", (f"{UNET}double_blocks.0.img_attn.qkv.weight",), "FLUX"),
     ("base.other_kind", ("single_transformer_blocks.0.attn.to_q.weight",), "FLUX"),
@@ -91,7 +94,7 @@ def test_another_kind_of_file_is_called_by_its_name(tmp_path, code, names, said)
 
 
 def test_the_table_of_kinds_is_whole():
-    assert len(KINDS) == 20
+    assert len(KINDS) == 21
 
 
 def test_refusals_are_whole_sentences_in_both_languages(tmp_path, monkeypatch):
@@ -242,7 +245,8 @@ def one_of_two_shards(folder: Path) -> None:
 
 
 FOLDERS = [
-    ("XL pipeline", setting("model_index.json", _class_name="StableDiffusionXLPipeline"), "base.other_pipeline"),
+    ("XL in name only", setting("model_index.json", _class_name="StableDiffusionXLPipeline"), "base.part_missing"),
+    ("SD3 pipeline", setting("model_index.json", _class_name="StableDiffusion3Pipeline"), "base.other_pipeline"),
     ("no class", setting("model_index.json", _class_name=None), "base.other_pipeline"),
     ("index is a list", text("model_index.json", "[]"), "base.broken_json"),
     ("index is no JSON", text("model_index.json", "{"), "base.broken_json"),
@@ -264,6 +268,7 @@ FOLDERS = [
     ("inpainting", setting("unet/config.json", in_channels=9), "base.inpainting"),
     ("asks for sizes", setting("unet/config.json", addition_embed_type="text_time"), "base.more_conditions"),
     ("asks for guidance", setting("unet/config.json", time_cond_proj_dim=256), "base.more_conditions"),
+    ("a scale by channel", setting("vae/config.json", latents_mean=[0.1, 0.2, 0.3, 0.4]), "base.other_scale"),
     ("predicts the picture", setting("scheduler/scheduler_config.json", prediction_type="sample"), "base.prediction"),
 ]
 
@@ -275,7 +280,7 @@ def test_a_broken_folder_is_refused_before_it_is_loaded(folder, change, code):
 
 
 def test_the_table_of_folders_is_whole():
-    assert len(FOLDERS) == 23
+    assert len(FOLDERS) == 25
 
 
 LOADED = [
@@ -289,6 +294,8 @@ LOADED = [
      "base.unknown_scheduler"),
     ("not a scheduler", setting("scheduler/scheduler_config.json", _class_name="DiffusionPipeline"),
      "base.unknown_scheduler"),
+    ("flow matching", setting("scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+     "base.other_noise"),
 ]  # fmt: skip
 
 
@@ -304,7 +311,7 @@ def test_what_only_loading_can_tell_is_refused_too(folder, change, code):
 
 
 def test_the_table_of_loads_is_whole():
-    assert len(LOADED) == 7
+    assert len(LOADED) == 8
 
 
 def test_a_refusal_takes_less_than_three_seconds(folder):

@@ -94,7 +94,7 @@ def test_released_encoders_are_gone_and_stay_gone_after_a_preview(family):
     gc.collect()
     assert [reference() for reference in memory] == [None, None]
     family.preview(["a cat"], **WISH)
-    assert (family._vae, family._text_encoder) == (None, None)
+    assert (family._vae, family._encoders) == (None, {})
 
 
 def test_a_text_encoder_that_trains_is_not_released(family):

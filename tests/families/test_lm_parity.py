@@ -36,7 +36,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float64, *, fused: bool = True
     targets = plugin.target_presets["all-linear"]
     injected = inject(family.trainable(), targets=targets, rank=4, alpha=8.0, dropout=0.0, seed=1)
     if fused:
-        family.injected()
+        family.injected(injected)
     generator = torch.Generator().manual_seed(3)
     for parameter in injected.parameters("language_model").values():
         parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype) * 0.1
@@ -234,10 +234,10 @@ def test_layers_of_the_plain_kind_are_replaced_and_no_others(folder: Path):
     replaced = {}
     for dropout in (0.0, 0.1):
         family = plugin.load(plugin.recognise(folder), placement)
-        inject(
+        injected = inject(
             family.trainable(), targets=plugin.target_presets["all-linear"], rank=4, alpha=8.0, dropout=dropout, seed=1
         )
-        family.injected()
+        family.injected(injected)
         named = {name: module for name, module in family.model.named_modules() if "forward" in vars(module)}
         replaced[dropout] = tuple(sum(name.endswith(end) for name in named) for end in ("proj", "norm", "mlp"))
     assert replaced == {0.0: (14, 5, 2), 0.1: (0, 5, 2)}
@@ -254,7 +254,7 @@ def test_a_switched_off_adapter_is_the_base(folder: Path):
         injected = inject(
             family.trainable(), targets=plugin.target_presets["q_v"], rank=4, alpha=8.0, dropout=0.0, seed=1
         )
-        family.injected()
+        family.injected(injected)
         for parameter in injected.parameters("language_model").values():
             parameter.normal_(0, 0.3)
         changed = family.hidden(ids, positions, [17])
@@ -310,7 +310,7 @@ def test_gradients_through_a_base_in_four_bits(folder: Path, tmp_path: Path):
         generator = torch.Generator().manual_seed(3)
         for parameter in parameters.values():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-        family.injected()
+        family.injected(injected)
         objective = registry.load("objectives", "sft").build(None)
         found.append(gradients(objective.loss(family, batch(family, examples)).total, parameters))
     four, plain = found

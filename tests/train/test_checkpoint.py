@@ -94,6 +94,7 @@ def test_an_incomplete_save_is_swept_and_a_displaced_one_put_back(tmp_path):
     (tmp_path / ".staged-step-15").mkdir()
     (tmp_path / ".staged-step-15" / "state.safetensors").write_bytes(b"half")
     (tmp_path / "step-20").mkdir()
+    checkpoint.sweep(tmp_path)
     assert checkpoint.steps(tmp_path) == [5, 10]
     assert not (tmp_path / ".staged-step-15").exists()
 

@@ -5,42 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_scripts.data.cache import Cache
-from lora_scripts.errors import NumericsError
+from lora_scripts.errors import CheckpointError, LoraScriptsError, NumericsError
 from lora_scripts.events import Command, EpochEnded, Finished, Started, Stepped
 from lora_scripts.train import checkpoint, state
-from lora_scripts.train.averaging import Average
-from lora_scripts.train.hub import Hub
-from lora_scripts.train.loader import Loader
-from lora_scripts.train.loop import Course, Trainer
-from tests.train.toy import ToyFamily, ToyObjective, accelerator, vectors
-
-
-def build(folder, *, batch_size=4, groups=1, total=10, dropout=0.0, average=None, objective=None, dtype=torch.float64):
-    family = ToyFamily(dtype, dropout)
-    loader = Loader(family, vectors(10, groups), Cache(folder / "cache"), seed=3, step_size=4, batch_size=batch_size)
-    parameters = {"layer": dict(family.layer.named_parameters())}
-    tensors = list(family.layer.parameters())
-    events = []
-    hub = Hub([events.append])
-    trainer = Trainer(
-        family,
-        objective or ToyObjective(),
-        parameters,
-        optimizer=torch.optim.AdamW([{"params": tensors, "lr": 0.0, "component": "layer"}]),
-        rates={"layer": 1e-2},
-        factor=lambda step: 1 / (1 + step),
-        batches=loader,
-        accelerator=accelerator(),
-        course=Course(total, loader.steps_per_epoch, 1.0, 3),
-        emit=hub.emit,
-        average=Average(tensors, average) if average else None,
-    )
-    return trainer, events, hub
-
-
-def weights(trainer) -> torch.Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in trainer.tensors])
+from tests.train.toy import ToyObjective, build, weights
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -63,7 +31,7 @@ def test_events_come_in_order_with_true_numbers(tmp_path):
     steps = [event for event in events if isinstance(event, Stepped)]
     assert [event.step for event in steps] == [1, 2, 3, 4, 5, 6]
     assert [event.epoch for event in steps] == [1, 1, 1, 2, 2, 2]
-    assert [event.rates["layer"] for event in steps] == pytest.approx([1e-2 / (1 + i) for i in range(6)])
+    assert [event.rates["layer"] for event in steps] == pytest.approx([1e-2 / (1 + i / 10) for i in range(6)])
     assert all(event.gradient_norm > 0 and event.update_norm > 0 and event.memory > 0 for event in steps)
     ended = [event for event in events if isinstance(event, EpochEnded)]
     assert [event.epoch for event in ended] == [1, 2]
@@ -131,3 +99,137 @@ def test_filling_the_cache_covers_every_epoch(tmp_path):
     assert len(trainer.family.encoded) == filled.made
     again, _, _ = build(tmp_path, total=12)
     assert again.batches.fill(4, tell=lambda *_: None).reused == filled.made and again.family.encoded == []
+
+
+def stop_at(step: int):
+    return lambda event: Command.STOP if isinstance(event, Stepped) and event.step == step else None
+
+
+def test_a_run_that_ends_inside_an_epoch_tells_that_epoch(tmp_path):
+    trainer, events, _ = build(tmp_path, total=5)
+    trainer.fit()
+    ended = [event for event in events if isinstance(event, EpochEnded)]
+    losses = [event.loss for event in events if isinstance(event, Stepped)]
+    assert [(event.epoch, event.step) for event in ended] == [(1, 3), (2, 5)]
+    assert ended[-1].loss == pytest.approx((losses[3] + losses[4]) / 2) and events[0].epochs == 2
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_the_mean_loss_of_an_epoch_survives_a_stop(tmp_path, stop):
+    """Also where a checkpoint is written at its end, before the epoch is told about."""
+
+    def epochs(events):
+        return [event for event in events if isinstance(event, EpochEnded) and event.step > 3]
+
+    whole, told, _ = build(tmp_path, total=9)
+    whole.fit()
+    first, _, hub = build(tmp_path, total=9)
+    saved = []
+    hub.listeners.append(lambda e: saved.append(state.capture(first, {})) if isinstance(e, Stepped) else None)
+    hub.listeners.append(stop_at(stop))
+    first.fit()
+    second, again, _ = build(tmp_path, total=9)
+    state.restore(second, saved[-1])
+    second.fit()
+    assert len(epochs(told)) == 2 and epochs(again) == epochs(told)
+
+
+def test_buffers_are_saved_and_put_back(tmp_path):
+    kept = {"layer": {"frozen": torch.arange(3.0)}}
+    first, _, hub = build(tmp_path, buffers=kept)
+    hub.listeners.append(stop_at(2))
+    first.fit()
+    stored = state.capture(first, {})
+    assert torch.equal(stored.tensors["buffer/layer/frozen"], torch.arange(3.0))
+    live = torch.zeros(3)
+    second, _, _ = build(tmp_path, buffers={"layer": {"frozen": live}})
+    state.restore(second, stored)
+    assert torch.equal(live, torch.arange(3.0))
+    for other in ({}, {"layer": {"frozen": torch.zeros(4)}}, {"layer": {"other": torch.zeros(3)}}):
+        with pytest.raises(CheckpointError, match="frozen"):
+            state.restore(build(tmp_path, buffers=other)[0], stored)
+
+
+def test_a_checkpoint_of_the_first_format_is_still_read(tmp_path):
+    """Its groups named no tensors, and JSON had made lists of their tuples."""
+    whole, _, _ = build(tmp_path)
+    whole.fit()
+    first, _, hub = build(tmp_path)
+    hub.listeners.append(stop_at(4))
+    first.fit()
+    new = state.capture(first, {})
+    groups = [
+        {key: value["tuple"] if isinstance(value, dict) else value for key, value in group.items() if key != "params"}
+        for group in new.facts["optimizer_groups"]
+    ]
+    facts = {key: value for key, value in new.facts.items() if key != "optimizer_on_cpu"}
+    second, _, _ = build(tmp_path)
+    state.restore(second, checkpoint.State(4, new.tensors, {**facts, "optimizer_groups": groups}))
+    second.fit()
+    assert torch.equal(weights(second), weights(whole))
+
+
+class Hoarder(torch.optim.SGD):
+    """An optimizer that keeps a bit of everything."""
+
+    def fill(self) -> None:
+        shared = torch.arange(4)
+        for number, group in enumerate(self.param_groups):
+            group |= {"count": number, "shared": shared, "limit": float("inf"), "names": ["a", "b"], "pair": (1, 2.5)}
+            for tensor in group["params"]:
+                self.state[tensor] = {
+                    "step": 3,
+                    "levels": [torch.full((2,), 0.1, dtype=torch.bfloat16), {"deep": (torch.ones(1), None)}],
+                    "shared": shared,
+                    "eight": torch.tensor([1, 255], dtype=torch.uint8),
+                    "empty": torch.zeros(0),
+                    "on": True,
+                    "none": None,
+                }
+
+
+def hoarding(folder):
+    trainer, _, _ = build(folder)
+    groups = [{k: group[k] for k in ("params", "lr", "component")} for group in trainer.optimizer.param_groups]
+    trainer.optimizer = Hoarder(groups)
+    return trainer
+
+
+def test_everything_an_optimizer_keeps_comes_back_as_it_was(tmp_path):
+    first = hoarding(tmp_path)
+    first.optimizer.fill()
+    checkpoint.write(tmp_path / "ck", state.capture(first, {}), lambda folder: None)
+    second = hoarding(tmp_path)
+    state.restore(second, checkpoint.load(tmp_path / "ck", 0))
+    names = {"levels", "shared", "eight", "empty", "step", "on", "none"}
+    assert len(second.optimizer.state) == 3
+    for old, new in zip(first.tensors, second.tensors, strict=True):
+        was, now = first.optimizer.state[old], second.optimizer.state[new]
+        assert was.keys() == now.keys() == names
+        assert (now["step"], now["on"], now["none"]) == (3, True, None) and now["empty"].shape == (0,)
+        assert torch.equal(now["levels"][0], was["levels"][0]) and now["levels"][0].dtype == torch.bfloat16
+        deep = now["levels"][1]["deep"]
+        assert type(deep) is tuple and torch.equal(deep[0], torch.ones(1)) and deep[1] is None
+        assert now["eight"].dtype == torch.uint8 and now["eight"].tolist() == [1, 255]
+    groups = second.optimizer.param_groups
+    assert [group["count"] for group in groups] == [0, 1]
+    assert groups[0]["limit"] == float("inf") and groups[0]["pair"] == (1, 2.5) and groups[0]["names"] == ["a", "b"]
+    everywhere = [group["shared"] for group in groups] + [s["shared"] for s in second.optimizer.state.values()]
+    assert len({id(tensor) for tensor in everywhere}) == 1 and everywhere[0].dtype == torch.int64
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, torch.nn.Parameter(torch.ones(1)), {1, 2}, [b"x"]])
+def test_what_a_checkpoint_cannot_hold_is_told(tmp_path, value):
+    trainer = hoarding(tmp_path)
+    trainer.optimizer.fill()
+    trainer.optimizer.state[trainer.tensors[0]]["strange"] = value
+    with pytest.raises(LoraScriptsError, match="strange"):
+        state.capture(trainer, {})
+
+
+def test_another_order_of_tensors_is_refused(tmp_path):
+    stored = state.capture(build(tmp_path)[0], {})
+    moved, _, _ = build(tmp_path)
+    moved.optimizer.param_groups[0]["params"].reverse()
+    with pytest.raises(CheckpointError, match="layer/"):
+        state.restore(moved, stored)

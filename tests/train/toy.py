@@ -1,4 +1,4 @@
-"""A family of one linear layer on vectors: enough for the loop, which must not know better."""
+"""A family of a linear layer and a convolution on vectors: enough for the loop, which must not know better."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from lora_scripts import registry
 from lora_scripts.contracts import Batch, Draw, Loss, Request
+from lora_scripts.data.cache import Cache
+from lora_scripts.train.averaging import Average
+from lora_scripts.train.hub import Hub
+from lora_scripts.train.loader import Loader
+from lora_scripts.train.loop import Course, Trainer
 
 WIDTH = 6
 
@@ -28,16 +34,20 @@ class Vector:
 
 
 class ToyFamily:
-    """y = W x + noise; examples are seeded by their id."""
+    """y = W x + K x + b; examples are seeded by their id. W has two dimensions, the kernel K four, the bias b one."""
 
     def __init__(self, dtype=torch.float64, dropout: float = 0.0):
         torch.manual_seed(0)
         self.layer = torch.nn.Linear(WIDTH, WIDTH, dtype=dtype)
+        self.kernel = torch.nn.Conv2d(1, WIDTH, (2, WIDTH // 2), bias=False, dtype=dtype)
         self.dropout = torch.nn.Dropout(dropout)
         self.encoded: list[str] = []
 
     def trainable(self):
-        return {"layer": self.layer}
+        return {"layer": self.layer, "kernel": self.kernel}
+
+    def forward(self, x):
+        return self.layer(x) + self.kernel(x.reshape(-1, 1, 2, WIDTH // 2)).flatten(1)
 
     def encoder_key(self, part: str) -> str:
         return f"toy {part}"
@@ -71,7 +81,7 @@ class ToyObjective:
     def loss(self, family: ToyFamily, batch: Batch, *, quantile: float | None = None) -> Loss:
         x = batch.tensors["x"].to(family.layer.weight.dtype)
         noise = torch.stack([torch.randn(WIDTH, generator=generator) for generator in batch.generators]).to(x)
-        made = family.dropout(family.layer(x + 0.1 * noise))
+        made = family.dropout(family.forward(x + 0.1 * noise))
         rows = (made - x.flip(1)).square().mean(dim=1)
         self.calls += 1
         if self.calls == self.broken_at:
@@ -84,6 +94,52 @@ def accelerator(scaler=None):
     from accelerate import Accelerator
 
     return Accelerator(cpu=True)
+
+
+def build(
+    folder,
+    *,
+    batch_size=4,
+    groups=1,
+    total=10,
+    dropout=0.0,
+    average=None,
+    objective=None,
+    dtype=torch.float64,
+    optimizer="adamw",
+    options=None,
+    rate=1e-2,
+    buffers=None,
+):
+    """A trainer over the toy, with the optimizer of that name as `assembly` builds it; its events; its hub."""
+    family = ToyFamily(dtype, dropout)
+    loader = Loader(family, vectors(10, groups), Cache(folder / "cache"), seed=3, step_size=4, batch_size=batch_size)
+    parameters = {name: dict(module.named_parameters()) for name, module in family.trainable().items()}
+    tensors = [tensor for group in parameters.values() for tensor in group.values()]
+    module = registry.load("optimizers", optimizer)
+    parts = [{"params": list(group.values()), "lr": rate, "component": name} for name, group in parameters.items()]
+    machine = accelerator()
+    events = []
+    hub = Hub([events.append])
+    trainer = Trainer(
+        family,
+        objective or ToyObjective(),
+        parameters,
+        optimizer=machine.prepare(module.build(parts, module.Config(**(options or {})))),
+        rates=dict.fromkeys(parameters, rate),
+        factor=lambda step: 1 / (1 + step / 10),
+        batches=loader,
+        accelerator=machine,
+        course=Course(total, loader.steps_per_epoch, 1.0, 3),
+        emit=hub.emit,
+        average=Average(tensors, average) if average else None,
+        buffers=buffers or {},
+    )
+    return trainer, events, hub
+
+
+def weights(trainer) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in trainer.tensors])
 
 
 def vectors(count: int, groups: int = 1) -> list[Vector]:

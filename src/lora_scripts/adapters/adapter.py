@@ -1,4 +1,4 @@
-"""The Adapter: named low-rank pairs and where they belong, independent of any file format or live model.
+"""The Adapter: named updates and where they belong, independent of any file format or live model.
 
 Shapes: r = rank, o = out, i = in, k = kernel side.
 """
@@ -7,10 +7,125 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
+    import torch
+    from pydantic import BaseModel
     from torch import Tensor
+
+
+class Update(Protocol):
+    """What one module's weight W becomes, W + delta, however the tensors that say so are factored.
+
+    Attributes:
+        kind: the file of `adapters/kinds/` that it belongs to.
+        needs_weight: its delta is only known together with W.
+    """
+
+    kind: ClassVar[str]
+    needs_weight: ClassVar[bool]
+
+    @property
+    def alpha(self) -> float:
+        """The numerator of the scale."""
+
+    @property
+    def rank(self) -> int:
+        """The denominator of the scale."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows of the weight, and columns: inputs times kernel positions."""
+
+    def tensors(self, layout: str = "") -> Mapping[str, Tensor]:
+        """By role; without the scale; in the shapes that files of a layout have, where those differ."""
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        """Return delta W in float32 in the weight's shape; without the weight, some kinds have kernels flattened.
+
+        Raises:
+            ValueError: `needs_weight`, and there is none.
+        """
+
+    def compared(self) -> Mapping[str, Tensor]:
+        """Return what two updates that do the same agree in, whatever the weight and however they are factored."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What first values depend on besides the layer.
+
+    Attributes:
+        generator: seeded by the run's seed and the module's path only.
+        dtype: of the trained tensors.
+        module: for sentences.
+    """
+
+    generator: torch.Generator
+    dtype: torch.dtype
+    module: str
+
+
+class Kind(Protocol):
+    """A kind of update: one file of `adapters/kinds/`, seen as a module.
+
+    Attributes:
+        Config: the options of `adapter: {name: ...}`.
+        SUFFIXES: layout ("kohya", "diffusers", "peft") -> role -> the end of a tensor's name in files of that layout; a
+            layout that has no place for the kind is left out.
+        DROPS_INPUTS: `lora_dropout` means something to it.
+        READS_SHAPE: it takes its sizes from the frozen weight's shape, which a packed weight does not have.
+    """
+
+    Config: type[BaseModel]
+    SUFFIXES: Mapping[str, Mapping[str, str]]
+    DROPS_INPUTS: bool
+    READS_SHAPE: bool
+
+    def build(self, tensors: Mapping[str, Tensor], alpha: float) -> Update:
+        """Return the update that a file's tensors say."""
+
+    def peft_config(self, options: Any, *, dropout: float, **settings: Any) -> Any:
+        """Return PEFT's config; `settings` are r, alpha, rank_pattern, alpha_pattern and target_modules."""
+
+    def places(self, layer: Any) -> Mapping[str, tuple[Any, str]]:
+        """Return where PEFT's layer keeps its trained tensors: role -> (module, attribute), in a fixed order."""
+
+    def keeps_start(self, options: Any) -> bool:
+        """Say whether the base alone decides the start, which is kept: files then have twice the rank."""
+
+    def start(self, layer: Any, options: Any, given: Start) -> Mapping[str, Tensor]:
+        """Return first values by role, such that the layer still gives what its base gives.
+
+        Raises:
+            BaseModelError: this layer's weight allows none.
+        """
+
+    def ready(self, layer: Any, options: Any) -> None:
+        """Finish the layer once its first values are in place."""
+
+    def update(self, layer: Any) -> Update:
+        """Return the live update: float32 copies on the CPU."""
+
+    def values(self, layer: Any, update: Any, **where: str) -> Mapping[str, Tensor]:
+        """Return what the live tensors must be to give this update, by role.
+
+        Args:
+            where: the adapter's name and the module, for the sentence.
+
+        Raises:
+            BaseModelError: they cannot give it: another rank, size or factoring.
+        """
+
+    def strength(self, layer: Any) -> float:
+        """Return how strongly the layer's update counts, in the layer's own terms."""
+
+    def set_strength(self, layer: Any, value: float) -> None:
+        """Set it."""
+
+    def buffers(self, layer: Any) -> Mapping[str, Tensor]:
+        """Return tensors that do not train, but that the layer cannot be restored without."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +137,9 @@ class LoraPair:
         up: (o, r) or (o, r, 1, 1); "lora_B" elsewhere.
         alpha: the numerator of the scale.
     """
+
+    kind: ClassVar[str] = "lora"
+    needs_weight: ClassVar[bool] = False
 
     down: Tensor
     up: Tensor
@@ -37,11 +155,24 @@ class LoraPair:
         """alpha / rank."""
         return self.alpha / self.rank
 
-    def delta(self) -> Tensor:
-        """Return delta W in float32: (o, i) or (o, i, k, k)."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.up.shape[0], self.down[0].numel()
+
+    def tensors(self, layout: str = "") -> Mapping[str, Tensor]:
+        """Return "down" and "up"."""
+        return {"down": self.down, "up": self.up}
+
+    def delta(self, weight: Tensor | None = None) -> Tensor:
+        """Return delta W in float32: (o, i) or (o, i, k, k); the weight only tells the shape."""
         product = self.up.float().flatten(1) @ self.down.float().flatten(1)
-        shape = (self.up.shape[0], *self.down.shape[1:])
+        shape = (self.up.shape[0], *self.down.shape[1:]) if weight is None else weight.shape
         return (product * self.scale).reshape(shape)
+
+    def compared(self) -> Mapping[str, Tensor]:
+        """Return the delta."""
+        return {"delta": self.delta()}
 
 
 @dataclass(frozen=True)
@@ -57,6 +188,7 @@ class AdapterMeta:
         resolution: training size in pixels, (width, height).
         steps, epochs: how long it was trained.
         training: further facts as strings, by the exporters' names ("ss_..." without the prefix).
+        kind: of all its updates, such as "lora": a name of `adapters/kinds/`.
     """
 
     family: str
@@ -71,11 +203,12 @@ class AdapterMeta:
     epochs: int = 0
     trigger: str = ""
     training: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "lora"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Low-rank pairs by component and module path.
+    """Updates by component and module path.
 
     Attributes:
         pairs: {"unet": {"down_blocks.0.attentions.0....to_q": LoraPair}, "text_encoder": {...}}; module paths are
@@ -84,7 +217,7 @@ class Adapter:
         meta: see `AdapterMeta`.
     """
 
-    pairs: Mapping[str, Mapping[str, LoraPair]]
+    pairs: Mapping[str, Mapping[str, Any]]
     meta: AdapterMeta
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lora_scripts.adapters.adapter import Adapter, LoraPair
+from lora_scripts.adapters.adapter import Adapter, Update
 from lora_scripts.adapters.names import some
 from lora_scripts.errors import BaseModelError
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def added(modules: Mapping[str, nn.Module], adapters: Sequence[tuple[Adapter, float]]) -> Iterator[None]:
     """Add each adapter at its strength for a while; the sum is formed in float32, and the old weights come back.
 
+    Every delta is the one beside the weight as it is here; so the order of several does not count.
+
     Args:
         modules: components, such as {"unet": ..., "text_encoder": ...}.
 
@@ -26,7 +28,7 @@ def added(modules: Mapping[str, nn.Module], adapters: Sequence[tuple[Adapter, fl
     """
     import torch
 
-    sums: dict[int, tuple[Tensor, list[tuple[LoraPair, float]]]] = {}
+    sums: dict[int, tuple[Tensor, list[tuple[Update, float]]]] = {}
     for adapter, strength in adapters:
         for (component, path), weight in _find(modules, adapter).items():
             pair = adapter.pairs[component][path]
@@ -34,11 +36,12 @@ def added(modules: Mapping[str, nn.Module], adapters: Sequence[tuple[Adapter, fl
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            for weight, pairs in sums.values():
+            for weight, updates in sums.values():
                 kept.append((weight, weight.clone()))
-                total = weight.float()
-                for pair, strength in pairs:
-                    total = total + strength * pair.delta().to(weight.device).view_as(weight)
+                own = weight.float()
+                total = own
+                for update, strength in updates:
+                    total = total + strength * update.delta(own).to(weight.device)
                 weight.copy_(total)
         yield
     finally:
@@ -66,6 +69,6 @@ def _find(modules: Mapping[str, nn.Module], adapter: Adapter) -> dict[tuple[str,
     return found
 
 
-def _fits(weight: Tensor, pair: LoraPair) -> bool:
+def _fits(weight: Tensor, update: Update) -> bool:
     """Compare sizes; a 1x1 convolution and a linear layer of the same sizes are the same map."""
-    return weight.shape[0] == pair.up.shape[0] and weight[0].numel() == pair.down[0].numel()
+    return update.size == (weight.shape[0], weight[0].numel())

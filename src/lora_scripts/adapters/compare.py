@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from lora_scripts.adapters.adapter import Adapter, LoraPair
+from lora_scripts.adapters.adapter import Adapter, Update
 from lora_scripts.adapters.names import some
 from lora_scripts.errors import NumericsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOLERANCE = 1e-6
 
@@ -42,21 +46,30 @@ def check_finite(adapter: Adapter) -> None:
     import torch
 
     for module, pair in _flat(adapter).items():
-        if not bool(torch.isfinite(pair.down).all() and torch.isfinite(pair.up).all()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in pair.tensors().values()):
             raise NumericsError("adapter.not_finite", name=module)
 
 
-def _flat(adapter: Adapter) -> dict[str, LoraPair]:
+def _flat(adapter: Adapter) -> dict[str, Update]:
     return {f"{component}.{path}": pair for component, pairs in adapter.pairs.items() for path, pair in pairs.items()}
 
 
-def _difference(written: LoraPair, live: LoraPair) -> float:
-    """Return the norm of the two updates' difference, relative to the live one's."""
-    if written.up.shape[1] != written.rank:
+def _difference(written: Update, live: Update) -> float:
+    """Return the norm of the two updates' difference, relative to the live one's; the largest of several."""
+    if written.kind != live.kind:
         return math.inf
-    update, other = live.delta(), written.delta()
-    if update.shape != other.shape:
+    try:
+        ours, theirs = live.compared(), written.compared()
+    except RuntimeError:
+        # Factors that cannot be multiplied.
         return math.inf
-    norm = float(update.norm())
-    difference = float((other - update).norm())
+    if {name: tensor.shape for name, tensor in ours.items()} != {name: t.shape for name, t in theirs.items()}:
+        return math.inf
+    found = [_apart(theirs[name], tensor) for name, tensor in ours.items()]
+    return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+def _apart(written: Tensor, live: Tensor) -> float:
+    norm = float(live.norm())
+    difference = float((written - live).norm())
     return difference / norm if norm else (math.inf if difference else 0.0)

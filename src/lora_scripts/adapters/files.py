@@ -2,79 +2,59 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.adapters import kohya_metadata
-from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
-from lora_scripts.adapters.layouts import recognise
-from lora_scripts.adapters.names import LANGUAGE_MODEL, kohya_paths, some, split_words
+from lora_scripts import registry
+from lora_scripts.adapters import kohya_metadata, layouts, peft_config, recognition, shapes
+from lora_scripts.adapters.adapter import Adapter, AdapterMeta
+from lora_scripts.adapters.families import LANGUAGE_FAMILY, key_maps
+from lora_scripts.adapters.keys import KeyMap
+from lora_scripts.adapters.names import LANGUAGE_MODEL, some
+from lora_scripts.adapters.peft_config import PEFT_CONFIG, PEFT_FILE, Settings
 from lora_scripts.adapters.safetensors_file import PICKLE_SUFFIXES, Header, read_header
 from lora_scripts.errors import BaseModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "DIFFUSERS_FILE",
+    "LANGUAGE_FAMILY",
+    "PEFT_CONFIG",
+    "PEFT_FILE",
+    "base_of",
+    "check",
+    "describe",
+    "inspect",
+    "load",
+]
+
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-DIFFUSERS_CONFIG = "lora_adapter_metadata"
-
-# The kinds of initialisation that leave the base as it was, so that the pairs alone are the whole update.
-_PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-
-LANGUAGE_FAMILY = "causal_lm"
-# What a language model's PEFT config may ask for beyond pairs, each absent, false, empty or "none" in a plain LoRA.
-_MORE_THAN_PAIRS = (
-    "modules_to_save",
-    "bias",
-    "lora_bias",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "target_parameters",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "use_bdlora",
-    "use_qalora",
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How PEFT scales the pairs of one component, as its config says."""
-
-    alpha: float
-    rank_stabilised: bool = False
-    patterns: Mapping[str, float] = field(default_factory=dict)
-
-    def alpha_of(self, module: str, rank: int) -> float:
-        """Return the plain alpha of a module: the scale is alpha / rank, or alpha / sqrt(rank) where stabilised."""
-        found = (value for key, value in self.patterns.items() if re.match(rf"(.*\.)?({key})$", module))
-        alpha = next(found, self.alpha)
-        return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
+# How a file's header calls the number format of its alphas, where it is not that of the other tensors.
+ALPHA_DTYPE = "alpha_dtype"
 
 
 @dataclass(frozen=True)
 class Found:
-    """One LoRA file, known from its header alone.
+    """One file of a LoRA, known from its header alone.
 
     Attributes:
         layout: "kohya", "diffusers" or "peft".
-        modules: (component, module) -> role -> the tensor's name.
-        ranks: (component, module) -> rank.
+        family: registry name of the family it is for.
+        kind: of its updates: a name of `adapters/kinds/`.
+        modules: (component, module) -> role -> the tensor's name; in layout "kohya" a module has underscores for dots.
+        ranks: (component, module) -> rank, or 0 where the shapes do not tell it.
         settings: by component; a component without has alpha = rank unless the file holds alpha tensors.
         base_reference: what a PEFT config says of the base: a hub id, a folder, or "".
     """
 
     path: Path
     layout: str
+    family: str
+    kind: str
     header: Header
     modules: Mapping[tuple[str, str], Mapping[str, str]]
     ranks: Mapping[tuple[str, str], int]
@@ -83,56 +63,95 @@ class Found:
 
     @property
     def components(self) -> set[str]:
-        """The components it has pairs for."""
+        """The components it has updates for."""
         return {component for component, _ in self.modules}
 
 
-def load(path: Path, *, known_modules: Mapping[str, Sequence[str]] | None = None) -> Adapter:
+def load(
+    path: Path,
+    *,
+    known_modules: Mapping[str, Sequence[str]] | None = None,
+    family: str = "",
+    dtype: str | None = "float32",
+) -> Adapter:
     """Read a LoRA.
 
     Args:
-        path: a .safetensors file, a folder with one, or a PEFT folder (or its parent with unet/ and text_encoder/).
+        path: a .safetensors file, a folder with one, or a PEFT folder (or its parent with unet/, text_encoder/, ...).
         known_modules: module paths of the live model by component; kohya's names are resolved against them. A
             component that is not listed is resolved by the words its names are made of.
+        family: the base's; another family's LoRA is refused, and what a file leaves open this decides.
+        dtype: of the tensors; None leaves every tensor as it is stored, bit by bit.
 
     Returns:
-        Float32 pairs on the CPU, canonical module paths.
+        Updates on the CPU, canonical module paths.
 
     Raises:
         BaseModelError: absent, unsafe, broken, another kind or family, or modules that the model does not have.
     """
-    pairs: dict[str, dict[str, LoraPair]] = {}
-    found = inspect(path)
+    found = inspect(path, family)
     if known_modules:
         _check_kind_of_base(path, found, known_modules)
+    updates: dict[str, dict[str, Any]] = {}
     for part in found:
         names = _resolve(part, known_modules or {})
-        tensors = _read_tensors(part)
+        tensors = _read_tensors(part, dtype)
+        build = registry.load("adapters", part.kind).build
         for (component, module), roles in part.modules.items():
-            pair = _pair(part, component, names[component, module], {r: tensors[n] for r, n in roles.items()})
-            pairs.setdefault(component, {})[names[component, module]] = pair
-    return Adapter({c: dict(sorted(p.items())) for c, p in sorted(pairs.items())}, _meta(found[0], path))
+            full = names[component, module]
+            given = {role: tensors[name] for role, name in roles.items()}
+            rank = part.ranks[component, module]
+            alpha = _alpha(part, component, full, given, rank)
+            updates.setdefault(component, {})[full] = build(given, alpha)
+    ordered = {c: dict(sorted(p.items())) for c, p in sorted(updates.items())}
+    meta = _meta(found, path)
+    training = {key: value for key, value in meta.training.items() if key != ALPHA_DTYPE}
+    if dtype is None:
+        training |= _alpha_dtype(found) or {k: v for k, v in meta.training.items() if k == ALPHA_DTYPE}
+    return Adapter(ordered, replace(meta, training=training))
 
 
-def inspect(path: Path) -> list[Found]:
+def inspect(path: Path, family: str = "") -> list[Found]:
     """Recognise a LoRA from headers and configs alone, without torch; one entry a file.
+
+    Args:
+        family: as for `load`.
 
     Raises:
         BaseModelError: as `load`, except for module names, which need the model, and values.
     """
-    return [_inspect_file(file, config, component) for file, config, component in _sources(path)]
+    configs: list[Path | None] = []
+    sources = []
+    for file, config, component in _sources(path):
+        header = read_header(file)
+        layout, pieces = layouts.recognise(file, header)
+        if layout == layouts.PEFT and config is None:
+            raise BaseModelError("adapter.no_peft_config", path=file)
+        sources.append(recognition.Source(file, layout, header, pieces, component))
+        configs.append(config)
+    decided = recognition.decide(path, sources, family)
+    return [_inspect(source, config, decided) for source, config in zip(sources, configs, strict=True)]
 
 
-def check(path: Path, *, rank: int, components: Collection[str]) -> None:
-    """Refuse a LoRA that cannot be continued with this rank and these components, before any model is loaded.
+def check(
+    path: Path, *, rank: int | None, components: Collection[str], family: str = "", kind: str | None = None
+) -> None:
+    """Refuse a LoRA that cannot be continued with these settings, before any model is loaded.
+
+    Args:
+        rank: that every module must have; None leaves it to the modules.
+        kind: of update; None leaves it open.
 
     Raises:
-        BaseModelError: as `inspect`, or another rank, or other components.
+        BaseModelError: as `inspect`, or another kind, rank or other components.
     """
-    found = inspect(path)
+    found = inspect(path, family)
     _check_kind_of_base(path, found, components)
-    ranks = {r for part in found for r in part.ranks.values()}
-    if ranks != {rank}:
+    kinds = {part.kind for part in found}
+    if kind is not None and kinds != {kind}:
+        raise BaseModelError("adapter.wrong_kind", name=path, found=", ".join(sorted(kinds)), wanted=kind)
+    ranks = {r for part in found for r in part.ranks.values() if r}
+    if rank is not None and ranks - {rank}:
         raise BaseModelError("adapter.wrong_rank", name=path, found=", ".join(map(str, sorted(ranks))), rank=rank)
     has = set().union(*(part.components for part in found))
     if has != set(components):
@@ -145,8 +164,17 @@ def base_of(path: Path) -> tuple[str, str]:
     Raises:
         BaseModelError: as `inspect`.
     """
-    meta = _meta(inspect(path)[0], path)
+    meta = describe(path)
     return meta.base_reference, meta.base_hash
+
+
+def describe(path: Path) -> AdapterMeta:
+    """Return what a LoRA's headers and configs tell about it; `load` tells the same and reads the tensors too.
+
+    Raises:
+        BaseModelError: as `inspect`.
+    """
+    return _meta(inspect(path), path)
 
 
 def _check_kind_of_base(path: Path, found: Sequence[Found], components: Collection[str]) -> None:
@@ -167,7 +195,8 @@ def _sources(path: Path) -> list[tuple[Path, Path | None, str | None]]:
         return [_peft_source(path, None)]
     if (path / DIFFUSERS_FILE).is_file():
         return [(path / DIFFUSERS_FILE, None, None)]
-    parts = [c for c in ("unet", "text_encoder") if (path / c / PEFT_CONFIG).is_file()]
+    components = dict.fromkeys(part for keys in key_maps().values() for part in keys.parts)
+    parts = [component for component in components if (path / component / PEFT_CONFIG).is_file()]
     if parts:
         return [_peft_source(path / component, component) for component in parts]
     files = sorted(path.glob("*.safetensors"))
@@ -183,106 +212,90 @@ def _peft_source(folder: Path, component: str | None) -> tuple[Path, Path, str |
     return folder / PEFT_FILE, folder / PEFT_CONFIG, component
 
 
-def _inspect_file(path: Path, config: Path | None, component: str | None) -> Found:
-    header = read_header(path)
-    layout, keys = recognise(path, header)
-    if layout == "peft" and config is None:
-        raise BaseModelError("adapter.no_peft_config", path=path)
-    modules: dict[tuple[str, str], dict[str, str]] = {}
-    for name, key in keys.items():
-        modules.setdefault((component or key.component, key.module), {})[key.role] = name
-    halves = [module for (_, module), roles in modules.items() if not {"down", "up"} <= roles.keys()]
-    if halves:
-        raise BaseModelError("adapter.incomplete", path=path, count=len(halves), names=some(halves))
-    ranks = {place: _rank(path, header, place[1], roles) for place, roles in modules.items()}
-    values = _read_config(path, header, config)
-    settings = _settings(config or path, values, {place[0] for place in modules}, is_whole=config is not None)
+def _inspect(source: recognition.Source, config: Path | None, family: str) -> Found:
+    modules = _modules(source, key_maps().get(family))
+    kind = _kind(source, modules)
+    named = {place: {role: name for role, (name, _) in roles.items()} for place, roles in modules.items()}
+    ranks = {place: shapes.rank(source.path, source.header, place[1], roles) for place, roles in named.items()}
+    values = peft_config.read(source.path, source.header, config)
+    components = {component for component, _ in modules}
+    settings = peft_config.settings(config or source.path, values, components, kind, is_whole=config is not None)
     reference = str(values.get("base_model_name_or_path") or "") if config else ""
-    return Found(path, layout, header, modules, ranks, settings, reference)
+    return Found(source.path, source.layout, family, kind, source.header, named, ranks, settings, reference)
 
 
-def _rank(path: Path, header: Header, module: str, roles: Mapping[str, str]) -> int:
-    down, up = header.tensors[roles["down"]].shape, header.tensors[roles["up"]].shape
-    is_linear = len(down) == 2 and len(up) == 2
-    is_convolution = len(down) == 4 and len(up) == 4 and up[2:] == (1, 1)
-    if not (is_linear or is_convolution) or down[0] != up[1] or not down[0]:
-        raise BaseModelError("adapter.bad_shapes", path=path, name=module, down=list(down), up=list(up))
-    return down[0]
+def _modules(
+    source: recognition.Source, keys: KeyMap | None
+) -> dict[tuple[str, str], dict[str, tuple[str, layouts.Piece]]]:
+    """Return each module's tensors by role, refusing names that are nobody's."""
+    modules: dict[tuple[str, str], dict[str, tuple[str, layouts.Piece]]] = {}
+    unknown = []
+    for name, piece in source.pieces.items():
+        if keys is None:
+            place = layouts.language_place(source.layout, piece)
+        else:
+            place = layouts.place(source.layout, piece, keys, source.component)
+        if place is None:
+            unknown.append(name)
+        else:
+            modules.setdefault((place.component, place.module), {})[piece.role] = (name, piece)
+    layouts.refuse_unknown(source.path, unknown)
+    return modules
 
 
-def _read_config(path: Path, header: Header, config: Path | None) -> dict[str, Any]:
-    """Read PEFT's config, or what diffusers keeps of it in the header under "unet.r", "unet.lora_alpha", ..."""
-    try:
-        text = config.read_text(encoding="utf-8") if config else header.metadata.get(DIFFUSERS_CONFIG, "")
-        return dict(json.loads(text).items()) if text else {}
-    except (ValueError, AttributeError, OSError, RecursionError) as error:
-        raise BaseModelError("adapter.bad_config", path=config or path, reason=error) from error
-
-
-def _settings(
-    source: Path, values: Mapping[str, Any], components: Iterable[str], *, is_whole: bool
-) -> dict[str, Settings]:
-    try:
-        own = {c: _for_component(values, c, is_whole) for c in components}
-        _refuse_more_than_pairs(source, own.get(LANGUAGE_MODEL, {}))
-        return {component: _parse_settings(source, part) for component, part in own.items() if part}
-    except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise BaseModelError("adapter.bad_config", path=source, reason=error) from error
-
-
-def _for_component(values: Mapping[str, Any], component: str, is_whole: bool) -> dict[str, Any]:
-    if is_whole:
-        return dict(values)
-    start = f"{component}."
-    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
-
-
-def _parse_settings(path: Path, values: Mapping[str, Any]) -> Settings:
-    kind = str(values.get("peft_type") or "LORA").rpartition(".")[2]
-    if kind != "LORA" or values.get("use_dora"):
-        raise BaseModelError("adapter.other_kind", path=path, kind="DoRA" if kind == "LORA" else kind)
-    start = values.get("init_lora_weights")
-    if start not in _PLAIN_INITIALISATIONS:
-        raise BaseModelError("adapter.other_kind", path=path, kind=start)
-    patterns = {str(re.compile(k).pattern): float(v) for k, v in (values.get("alpha_pattern") or {}).items()}
-    # Eight is what PEFT takes where the key is absent.
-    alpha = float(values.get("lora_alpha", 8))
-    if not all(math.isfinite(number) for number in (alpha, *patterns.values())):
-        raise ValueError(f"lora_alpha {alpha}, alpha_pattern {patterns}")
-    return Settings(alpha, bool(values.get("use_rslora")), patterns)
-
-
-def _refuse_more_than_pairs(path: Path, values: Mapping[str, Any]) -> None:
-    for key in _MORE_THAN_PAIRS:
-        if values.get(key) not in (None, False, "none", [], {}):
-            raise BaseModelError("adapter.other_kind", path=path, kind=f"LoRA + {key}")
+def _kind(
+    source: recognition.Source, modules: Mapping[tuple[str, str], Mapping[str, tuple[str, layouts.Piece]]]
+) -> str:
+    """Return the kind of update that all modules have."""
+    kinds: dict[str, list[str]] = {}
+    halves, mixed = [], set()
+    for (_, module), roles in modules.items():
+        pieces = {role: piece for role, (_, piece) in roles.items()}
+        kind = layouts.kind_of(pieces)
+        if kind is not None:
+            kinds.setdefault(kind, []).append(module)
+        elif layouts.is_mixture(pieces):
+            mixed.add(layouts.kinds_named(pieces.values()))
+        else:
+            halves.append(module)
+    if mixed or len(kinds) > 1:
+        named = ", ".join(sorted(mixed | kinds.keys()))
+        raise BaseModelError("adapter.other_kind", path=source.path, kind=named)
+    if halves:
+        raise BaseModelError("adapter.incomplete", path=source.path, count=len(halves), names=some(halves))
+    return next(iter(kinds))
 
 
 def _resolve(found: Found, known_modules: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], str]:
     """Return the canonical path of every module of the file."""
-    paths = {c: kohya_paths(c, known) for c, known in known_modules.items() if c != LANGUAGE_MODEL}
+    keys = key_maps().get(found.family)
+    parts = keys.parts if keys else {}
+    paths = {c: parts[c].paths(c, known) for c, known in known_modules.items() if c in parts}
     layers = {*known_modules.get(LANGUAGE_MODEL, ())}
     resolved: dict[tuple[str, str], str] = {}
-    unknown = []
+    seen: set[tuple[str, str]] = set()
+    unknown, taken = [], []
     for component, module in found.modules:
-        flat = module.replace(".", "_")
         if component == LANGUAGE_MODEL:
-            resolved[component, module] = module
-            if layers and module not in layers:
-                unknown.append(module)
-            continue
-        path = split_words(module) if found.layout == "kohya" else module
-        if component in paths:
-            path = paths[component].get(flat, "")
+            path = module if module in layers or not layers else ""
+        elif component in paths:
+            path = paths[component].get(module.replace(".", "_"), "")
+        else:
+            path = parts[component].from_words(module) if found.layout == layouts.KOHYA else module
         if not path:
-            unknown.append(f"{component}: {module}")
+            unknown.append(module if component == LANGUAGE_MODEL else f"{component}: {module}")
+        elif (component, path) in seen:
+            taken.append(f"{component}: {module}")
+        seen.add((component, path))
         resolved[component, module] = path
     if unknown:
         raise BaseModelError("adapter.unknown_modules", path=found.path, count=len(unknown), names=some(unknown))
+    if taken:
+        raise BaseModelError("adapter.named_twice", path=found.path, count=len(taken), names=some(taken))
     return resolved
 
 
-def _read_tensors(found: Found) -> dict[str, Tensor]:
+def _read_tensors(found: Found, dtype: str | None) -> dict[str, Tensor]:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -294,31 +307,57 @@ def _read_tensors(found: Found) -> dict[str, Tensor]:
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all()]
     if broken:
         raise BaseModelError("adapter.not_finite_file", path=found.path, names=some(broken))
-    return tensors
+    if dtype is None:
+        return tensors
+    return {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
 
 
-def _pair(found: Found, component: str, module: str, tensors: Mapping[str, Tensor]) -> LoraPair:
-    down, up = tensors["down"].float(), tensors["up"].float()
-    rank = down.shape[0]
-    alpha = float(rank)
-    if component in found.settings:
-        alpha = found.settings[component].alpha_of(module, rank)
-    elif "alpha" in tensors:
+def _alpha(found: Found, component: str, module: str, tensors: dict[str, Tensor], rank: int) -> float:
+    """Return the numerator of a module's scale, and leave its other tensors alone in `tensors`.
+
+    Args:
+        rank: what the shapes tell. Where nothing is factored it is 0, and kohya's files tell no scale; PEFT's, which
+            does, goes into the last factor.
+    """
+    stored = tensors.pop(layouts.ALPHA, None)
+    if component not in found.settings:
         # Kohya's tools take an alpha of 0 as "equal to the rank".
-        alpha = float(tensors["alpha"]) or float(rank)
-    return LoraPair(down, up, alpha)
+        return (float(stored) if stored is not None and rank else 0) or float(rank or 1)
+    alpha, divisor = found.settings[component].scale_of(module, rank)
+    if rank:
+        return alpha
+    if alpha != divisor:
+        last = max(tensors)
+        tensors[last] = (tensors[last].float() * (alpha / divisor)).to(tensors[last].dtype)
+    return 1.0
 
 
-def _meta(found: Found, path: Path) -> AdapterMeta:
-    if found.layout == "kohya":
-        return kohya_metadata.read(found.header.metadata, path.stem)
-    if LANGUAGE_MODEL in found.components:
-        said = found.header.metadata if found.header.metadata.get("family") == LANGUAGE_FAMILY else {}
-        folder = found.path.parent.resolve().name
-        return AdapterMeta(
-            family=LANGUAGE_FAMILY,
-            name=said.get("name") or folder,
-            base_hash=said.get("base_hash", ""),
-            base_reference=found.base_reference,
-        )
-    return AdapterMeta(family="sd", name=path.stem if path.is_file() else path.name)
+def _alpha_dtype(found: Sequence[Found]) -> dict[str, str]:
+    """Return what a copy of the file must know to keep every bit of its alphas: many have another number format."""
+    formats: dict[bool, set[str]] = {True: set(), False: set()}
+    for part in found:
+        for roles in part.modules.values():
+            for role, name in roles.items():
+                formats[role == layouts.ALPHA].add(part.header.tensors[name].dtype)
+    alphas, others = formats[True], formats[False]
+    return {ALPHA_DTYPE: alphas.pop()} if len(alphas) == 1 and alphas != others else {}
+
+
+def _meta(found: Sequence[Found], path: Path) -> AdapterMeta:
+    """Return what the file tells of itself; files of others are called by their name or folder."""
+    first = found[0]
+    said = first.header.metadata if first.header.metadata.get("family") == first.family else {}
+    if first.family == LANGUAGE_FAMILY:
+        stem = first.path.parent.resolve().name
+        meta = AdapterMeta(family=LANGUAGE_FAMILY, name=stem)
+    else:
+        stem = path.stem if path.is_file() else path.resolve().name
+        keys = key_maps()[first.family]
+        meta = kohya_metadata.read(first.header.metadata, stem, first.family, keys)
+    return replace(
+        meta,
+        kind=first.kind,
+        name=said.get("name") or meta.name,
+        base_hash=said.get("base_hash") or meta.base_hash,
+        base_reference=first.base_reference,
+    )

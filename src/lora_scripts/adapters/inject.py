@@ -1,29 +1,27 @@
-"""Put low-rank pairs into live modules through PEFT; everything else is frozen.
-
-Shapes: r = rank, o = out, i = in, k = kernel side.
-"""
+"""Put an adapter into live modules through PEFT; everything else is frozen."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
-from lora_scripts.adapters.names import LANGUAGE_MODEL, canonical, some
-from lora_scripts.errors import BaseModelError, ConfigError
+from lora_scripts import registry
+from lora_scripts.adapters.adapter import Adapter, AdapterMeta, Kind, Start
+from lora_scripts.adapters.kinds._live import SLOT
+from lora_scripts.adapters.names import canonical, some
+from lora_scripts.adapters.targets import Layer, Rule, choose, matching, settle
+from lora_scripts.errors import BaseModelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.nn import Parameter
 
-SLOT = "default"
-# A name rather than an expression: "q_proj", "self_attn.q_proj".
-_PLAIN_NAME = re.compile(r"[\w.]+")
+__all__ = ["SLOT", "Injected", "Summary", "choose", "inject", "matching"]
 
 
 @dataclass(frozen=True)
@@ -35,25 +33,58 @@ class Summary:
 
 
 class Injected:
-    """The live pairs of a run.
+    """The live updates of a run.
 
     Attributes:
         layers: PEFT's layers by component and canonical module path.
+        kind: registry name of the kind of update.
     """
 
-    def __init__(self, layers: Mapping[str, Mapping[str, Any]]):
-        self.layers = layers
+    def __init__(
+        self, layers: Mapping[str, Mapping[str, Any]], kind: str = "lora", labels: Mapping[str, str] | None = None
+    ):
+        self.layers, self.kind = layers, kind
+        self._plugin: Any = registry.load("adapters", kind)
+        self._labels = labels or {}
 
     def parameters(self, component: str) -> dict[str, Parameter]:
-        """Return the trained tensors of a component by name, "<module path>.down" and "<module path>.up"."""
+        """Return the trained tensors of a component by name, such as "<module path>.down" and "<module path>.up"."""
         named: dict[str, Parameter] = {}
         for path, layer in self.layers[component].items():
-            named[f"{path}.down"] = layer.lora_A[SLOT].weight
-            named[f"{path}.up"] = layer.lora_B[SLOT].weight
+            for role, (holder, name) in self._plugin.places(layer).items():
+                named[f"{path}.{role}"] = getattr(holder, name)
         return named
 
+    def groups(self) -> dict[str, dict[str, Parameter]]:
+        """Return the trained tensors by name, in groups that share a learning rate.
+
+        A group's label is its component, or "<component>/<n>" for the n-th section of `lora_layers`, from 1, where that
+        has a rate of its own; each component's own group stands first, and is absent where nothing is left for it.
+        """
+        found: dict[str, dict[str, Parameter]] = {}
+        for component, layers in self.layers.items():
+            found[component] = {}
+            for path, layer in layers.items():
+                group = found.setdefault(self._labels.get(f"{component}.{path}", component), {})
+                for role, (holder, name) in self._plugin.places(layer).items():
+                    group[f"{path}.{role}"] = getattr(holder, name)
+        return {label: group for label, group in found.items() if group}
+
+    def buffers(self) -> dict[str, dict[str, Tensor]]:
+        """Return the live tensors that do not train, by component, then by "<module path>.<name>"; mostly none.
+
+        A checkpoint has to hold them and put them back in place (`copy_`), beside the trained tensors: another machine,
+        or another number of threads, would not compute them again to the last bit.
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        for component, layers in self.layers.items():
+            for path, layer in layers.items():
+                for name, tensor in self._plugin.buffers(layer).items():
+                    found.setdefault(component, {})[f"{path}.{name}"] = tensor
+        return found
+
     def module_names(self) -> dict[str, list[str]]:
-        """Return the canonical paths of the modules that have a pair, by component."""
+        """Return the canonical paths of the modules that have an update, by component."""
         return {component: list(layers) for component, layers in self.layers.items()}
 
     def summary(self) -> dict[str, Summary]:
@@ -64,38 +95,35 @@ class Injected:
         }
 
     def adapter(self, meta: AdapterMeta) -> Adapter:
-        """Return a float32 copy of the live pairs on the CPU."""
+        """Return a float32 copy of the live updates on the CPU; they are those of the base as it was loaded."""
         pairs = {
-            component: {path: self._pair(layer) for path, layer in layers.items()}
+            component: {path: self._plugin.update(layer) for path, layer in layers.items()}
             for component, layers in self.layers.items()
         }
-        return Adapter(pairs, meta)
-
-    @staticmethod
-    def _pair(layer: Any) -> LoraPair:
-        down = layer.lora_A[SLOT].weight.detach().float().cpu().clone()
-        up = layer.lora_B[SLOT].weight.detach().float().cpu().clone()
-        return LoraPair(down, up, float(layer.lora_alpha[SLOT]))
+        return Adapter(pairs, replace(meta, kind=self.kind))
 
     def load(self, adapter: Adapter) -> None:
-        """Copy an adapter's pairs into the live ones, folding a different scale into `up`.
+        """Copy an adapter's updates into the live ones, folding a different scale into one of the factors.
 
         Raises:
-            BaseModelError: modules or shapes differ; at most ten are named.
+            BaseModelError: the kind, modules, ranks or shapes differ; at most ten are named, and nothing is changed.
         """
         import torch
 
-        self._check_fits(adapter)
+        self._check_modules(adapter)
+        name = adapter.meta.name
+        found = []
         for component, layers in self.layers.items():
             for path, layer in layers.items():
-                pair = adapter.pairs[component][path]
-                down, up = layer.lora_A[SLOT].weight, layer.lora_B[SLOT].weight
-                factor = pair.scale / (layer.lora_alpha[SLOT] / layer.r[SLOT])
-                with torch.no_grad():
-                    down.copy_(pair.down.reshape(down.shape))
-                    up.copy_((pair.up.float() * factor).reshape(up.shape))
+                update = adapter.pairs[component][path]
+                values = self._plugin.values(layer, update, name=name, module=f"{component}.{path}")
+                found.append((self._plugin.places(layer), values))
+        with torch.no_grad():
+            for places, values in found:
+                for role, (holder, attribute) in places.items():
+                    getattr(holder, attribute).copy_(values[role])
 
-    def _check_fits(self, adapter: Adapter) -> None:
+    def _check_modules(self, adapter: Adapter) -> None:
         wrong = []
         for component in sorted(self.layers.keys() | adapter.pairs.keys()):
             ours, given = self.layers.get(component, {}), adapter.pairs.get(component, {})
@@ -103,34 +131,37 @@ class Injected:
         name = adapter.meta.name
         if wrong:
             raise BaseModelError("adapter.does_not_fit", name=name, count=len(wrong), names=some(wrong))
-        for component, layers in self.layers.items():
-            for path, layer in layers.items():
-                pair, rank = adapter.pairs[component][path], layer.r[SLOT]
-                module = f"{component}.{path}"
-                if pair.rank != rank:
-                    raise BaseModelError("adapter.other_rank", name=name, module=module, found=pair.rank, rank=rank)
-                found, wanted = _size(pair.up, pair.down), _size(layer.lora_B[SLOT].weight, layer.lora_A[SLOT].weight)
-                if found != wanted:
-                    raise BaseModelError("adapter.other_sizes", name=name, module=module, found=found, wanted=wanted)
+        kinds = {update.kind for updates in adapter.pairs.values() for update in updates.values()} - {self.kind}
+        if kinds:
+            raise BaseModelError("adapter.wrong_kind", name=name, found=some(kinds), wanted=self.kind)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base alone, for a while."""
-        with self.scaled(0.0):
-            yield
+        """The base alone, for a while, exactly."""
+        layers = [layer for group in self.layers.values() for layer in group.values()]
+        # PEFT's own switch would also stop the gradients of tensors that a graph may be holding.
+        old = [layer._disable_adapters for layer in layers]
+        try:
+            for layer in layers:
+                layer._disable_adapters = True
+            with self.scaled(0.0):
+                yield
+        finally:
+            for layer, was in zip(layers, old, strict=True):
+                layer._disable_adapters = was
 
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
-        """Every pair counts `strength` times, for a while; 0 is the base alone."""
+        """Every update counts `strength` times, for a while; 0 is the base alone."""
         layers = [layer for group in self.layers.values() for layer in group.values()]
-        old = [layer.scaling[SLOT] for layer in layers]
-        for layer, scale in zip(layers, old, strict=True):
-            layer.scaling[SLOT] = scale * strength
+        old = [self._plugin.strength(layer) for layer in layers]
         try:
+            for layer, scale in zip(layers, old, strict=True):
+                self._plugin.set_strength(layer, scale * strength)
             yield
         finally:
             for layer, scale in zip(layers, old, strict=True):
-                layer.scaling[SLOT] = scale
+                self._plugin.set_strength(layer, scale)
 
 
 def inject(
@@ -141,8 +172,12 @@ def inject(
     alpha: float,
     dropout: float,
     seed: int,
+    kind: str = "lora",
+    options: Mapping[str, Any] | None = None,
+    rules: Sequence[Rule] = (),
+    dtype: torch.dtype | None = None,
 ) -> Injected:
-    """Freeze the modules and put float32 pairs beside every target.
+    """Freeze the modules and put an update beside every target.
 
     Args:
         modules: components, such as {"unet": ..., "text_encoder": ...}.
@@ -150,110 +185,82 @@ def inject(
             of a language model's path, as in PEFT's `target_modules`.
         dropout: acts on the pairs' inputs while a network trains; the pairs start in that mode, even beside a base
             that is measured only.
-        seed: the pairs' first values depend on it, the component and the module path only.
+        seed: first values depend on it, the component and the module path only, beside the weight where the start does.
+        kind, options: which update, by registry name, and its own options.
+        rules: ranks, alphas and rates of single layers.
+        dtype: of the trained tensors; float32 where left out.
 
     Raises:
-        ConfigError: the patterns match no linear or convolution layer; the nearest names are told.
+        ConfigError: the patterns match no linear or convolution layer, the nearest names are told; or see `settle`.
+        BaseModelError: a layer's weight allows no start.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    layers: dict[str, dict[str, Any]] = {}
-    for module in modules.values():
-        module.requires_grad_(False)
-    for component, paths in choose(modules, targets).items():
-        module = modules[component]
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules="|".join(re.escape(path) for path in paths),
-            init_lora_weights=False,
-        )
-        inject_adapter_in_model(config, module, adapter_name=SLOT)
-        named = dict(module.named_modules())
-        layers[component] = {canonical(component, path): named[path] for path in paths}
-        for path, layer in layers[component].items():
-            _start(layer, f"{seed}/{component}/{path}")
-    return Injected(layers)
-
-
-def choose(modules: Mapping[str, nn.Module], targets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return each component's live paths that its patterns match; weights are not needed.
-
-    Raises:
-        ConfigError: a component has no match, or a pattern matches in none of the components it is meant for.
-    """
-    chosen = {component: matching(component, modules[component], patterns) for component, patterns in targets.items()}
-    for pattern in dict.fromkeys(pattern for patterns in targets.values() for pattern in patterns):
-        meant = [component for component, patterns in targets.items() if pattern in patterns]
-        if not any(_matches(pattern, component, path) for component in meant for path in chosen[component]):
-            nearest = ", ".join(path for component in meant for path in _nearest(modules[component], [pattern]))
-            raise ConfigError("adapter.no_target", component=", ".join(meant), patterns=pattern, nearest=nearest)
-    return chosen
-
-
-def matching(component: str, module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Return the live paths of linear and convolution layers that a pattern matches whole; weights are not needed.
-
-    Raises:
-        ConfigError: the patterns match nothing; the nearest names are told.
-    """
-    paths = [path for path in _layer_paths(module) if any(_matches(pattern, component, path) for pattern in patterns)]
-    if not paths:
-        nearest = ", ".join(_nearest(module, patterns))
-        raise ConfigError("adapter.no_target", component=component, patterns=", ".join(patterns), nearest=nearest)
-    return paths
-
-
-def _matches(pattern: str, component: str, path: str) -> bool:
-    """Match the path as the live network has it, or as LoRA files do."""
-    if any(re.fullmatch(pattern, name) for name in (path, canonical(component, path))):
-        return True
-    return component == LANGUAGE_MODEL and bool(_PLAIN_NAME.fullmatch(pattern)) and path.endswith(f".{pattern}")
-
-
-def _layer_paths(module: nn.Module) -> list[str]:
-    """Return the layers that may get a pair; not a language model's output head, whose weights must be fixed ones."""
-    find_head: Any = getattr(module, "get_output_embeddings", None)
-    head = find_head() if find_head is not None else None
-    return [path for path, child in module.named_modules() if _is_adaptable(child) and child is not head]
-
-
-def _is_adaptable(module: nn.Module) -> bool:
-    from torch import nn
-
-    if isinstance(module, nn.Conv2d):
-        # No file format can hold a pair of a grouped convolution, and PEFT's pairs leave dilation out.
-        return module.groups == 1 and set(module.dilation) == {1}
-    return isinstance(module, nn.Linear)
-
-
-def _size(up: Tensor, down: Tensor) -> str:
-    """Write the size of a pair's update; a 1x1 convolution and a linear layer have the same."""
-    kernel = [side for side in down.shape[2:] if side != 1]
-    return " x ".join(map(str, (up.shape[0], down.shape[1], *kernel)))
-
-
-def _nearest(module: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Return up to three paths whose ends are most like what the patterns spell out."""
-    paths = _layer_paths(module)
-    found: list[str] = []
-    for pattern in patterns:
-        spelled = re.sub(r"\\d|[\\^$*+?()|\[\]]", "", pattern).strip(".")
-        parts = spelled.count(".") + 1
-        ends = {".".join(path.split(".")[-parts:]): path for path in reversed(paths)}
-        found += [ends[end] for end in difflib.get_close_matches(spelled, list(ends), n=1, cutoff=0.3)]
-    return list(dict.fromkeys(found))[:3] or paths[:3]
-
-
-def _start(layer: Any, name: str) -> None:
-    """Down uniform in +-1 / sqrt(fan in), as PEFT's Kaiming start with a = sqrt(5); up zero; both float32."""
     import torch
 
-    down, up = layer.lora_A[SLOT], layer.lora_B[SLOT]
+    plugin: Any = registry.load("adapters", kind)
+    parsed = plugin.Config(**(options or {}))
+    layers: dict[str, dict[str, Any]] = {}
+    labels: dict[str, str] = {}
+    for module in modules.values():
+        module.requires_grad_(False)
+    for component, wanted in settle(modules, targets, rank=rank, alpha=alpha, rules=rules).items():
+        named = _replaced(modules[component], plugin, parsed, dropout, wanted)
+        layers[component] = {}
+        for path, layer in wanted.items():
+            place = canonical(component, path)
+            layers[component][place] = named[path]
+            labels[f"{component}.{place}"] = layer.group
+            start = Start(_generator(f"{seed}/{component}/{place}"), dtype or torch.float32, f"{component}.{place}")
+            _begin(named[path], plugin, parsed, start)
+    return Injected(layers, kind, labels)
+
+
+def _replaced(
+    module: nn.Module, plugin: Kind, options: Any, dropout: float, wanted: Mapping[str, Layer]
+) -> dict[str, Any]:
+    """Let PEFT put its layers in place; return them, and all other modules, by live path."""
+    from peft import inject_adapter_in_model
+
+    first = next(iter(wanted.values()))
+    ranks: dict[Any, list[str]] = {}
+    alphas: dict[Any, list[str]] = {}
+    for path, layer in wanted.items():
+        ranks.setdefault(layer.rank, []).append(path)
+        alphas.setdefault(layer.alpha, []).append(path)
+    config = plugin.peft_config(
+        options,
+        dropout=dropout,
+        r=first.rank,
+        alpha=first.alpha,
+        rank_pattern={_any_of(paths): value for value, paths in ranks.items() if value != first.rank},
+        alpha_pattern={_any_of(paths): value for value, paths in alphas.items() if value != first.alpha},
+        target_modules="|".join(re.escape(path) for path in wanted),
+    )
+    inject_adapter_in_model(config, module, adapter_name=SLOT)
+    return dict(module.named_modules())
+
+
+def _any_of(paths: Sequence[str]) -> str:
+    """Return one expression for many whole paths: PEFT tries each of its patterns on each layer."""
+    return "^(?:" + "|".join(re.escape(path) for path in paths) + ")"
+
+
+def _begin(layer: Any, plugin: Kind, options: Any, start: Start) -> None:
+    """Give a layer its first values, in tensors that train."""
+    from torch.nn import Parameter
+
+    places = plugin.places(layer)
+    values: Mapping[str, Tensor] = {role: getattr(holder, name) for role, (holder, name) in places.items()}
+    # On the meta device only shapes are asked for, of which no start can be computed.
+    if not any(value.is_meta for value in values.values()):
+        values = plugin.start(layer, options, start)
+    for role, (holder, name) in places.items():
+        device = getattr(holder, name).device
+        setattr(holder, name, Parameter(values[role].to(device, start.dtype), requires_grad=True))
+    plugin.ready(layer, options)
+
+
+def _generator(name: str) -> torch.Generator:
+    import torch
+
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
-    generator = torch.Generator().manual_seed(number)
-    bound = down.weight[0].numel() ** -0.5
-    values = torch.empty(down.weight.shape).uniform_(-bound, bound, generator=generator)
-    for part, value in ((down, values), (up, torch.zeros(up.weight.shape))):
-        part.weight = torch.nn.Parameter(value.to(part.weight.device, torch.float32), requires_grad=True)
+    return torch.Generator().manual_seed(number)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
-from lora_scripts.adapters.adapter import Adapter, LoraPair
+from lora_scripts.adapters.adapter import Adapter
 
 # Ollama reads lora_alpha into 32 bits.
 MOST_ALPHA = 2**31 - 1
@@ -17,7 +19,7 @@ def uniform(adapter: Adapter) -> Adapter:
     some read no fractions. Else it is the rank. An adapter that is uniform keeps every bit.
 
     Returns:
-        Float32 pairs on the CPU, sorted by path.
+        Float32 pairs on the CPU, sorted by path; what a kind has beside its pairs stays as it is.
     """
     pairs = [pair for part in adapter.pairs.values() for pair in part.values()]
     rank = max(pair.rank for pair in pairs)
@@ -31,7 +33,7 @@ def uniform(adapter: Adapter) -> Adapter:
     return Adapter(made, adapter.meta)
 
 
-def _like(pair: LoraPair, rank: int, alpha: float) -> LoraPair:
+def _like(pair: Any, rank: int, alpha: float) -> Any:
     import torch
 
     down, up = pair.down.detach().float().cpu(), pair.up.detach().float().cpu()
@@ -41,7 +43,7 @@ def _like(pair: LoraPair, rank: int, alpha: float) -> LoraPair:
     if pair.rank < rank:
         down = torch.cat([down, down.new_zeros(rank - pair.rank, *down.shape[1:])])
         up = torch.cat([up, up.new_zeros(up.shape[0], rank - pair.rank, *up.shape[2:])], dim=1)
-    return LoraPair(down, up, alpha)
+    return replace(pair, down=down, up=up, alpha=alpha)
 
 
 def settings(adapter: Adapter) -> tuple[int, int]:

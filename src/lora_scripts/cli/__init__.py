@@ -1,13 +1,14 @@
 """The command line: one file a verb; the folder is the list.
 
 A verb's module defines `add_arguments(parser)` and `run(arguments) -> int`; its one-line help stands in the message
-catalogue under `cli.verb.<name>`.
+catalogue under `cli.verb.<name>`. A verb that is a word of Python's own has "_" behind its file's name.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ QUIET = {
 
 def verbs() -> list[str]:
     """Return the names of all verbs."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem.rstrip("_") for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     for name in verbs():
         sub = commands.add_parser(name, help=messages.text(f"cli.verb.{name}"))
         if name == asked:
-            module = importlib.import_module(f"lora_scripts.cli.{name}")
+            module = importlib.import_module(f"lora_scripts.cli.{name}{'_' * keyword.iskeyword(name)}")
             sub.description = messages.text(f"cli.verb.{name}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)

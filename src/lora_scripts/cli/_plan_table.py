@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_scripts import messages
+from lora_scripts.config.schema import RunConfig
 from lora_scripts.preparation import Prepared
 
 MAX_DROPPED = 10
@@ -34,7 +35,11 @@ def lines(prepared: Prepared) -> Iterator[str]:
         processes=plan.step_size // (config.batch_size * plan.accumulation),
     )
     yield text(
-        "cli.plan.steps", visits=plan.visits, per_epoch=plan.steps_per_epoch, epochs=config.epochs, steps=plan.steps
+        "cli.plan.steps" if config.steps is None else "cli.plan.steps_given",
+        visits=plan.visits,
+        per_epoch=plan.steps_per_epoch,
+        epochs=plan.epochs,
+        steps=plan.steps,
     )
     yield text(
         "cli.plan.rate",
@@ -45,5 +50,22 @@ def lines(prepared: Prepared) -> Iterator[str]:
     )
     shown = ", ".join(map(str, plan.saves[:6])) + (", ..." if len(plan.saves) > 6 else "")
     yield text("cli.plan.saves", count=len(plan.saves), steps=shown)
-    yield text("cli.plan.lora", rank=config.lora_rank, alpha=f"{config.resolved_alpha:g}", name=config.resolved_name)
+    yield from _adapter(config)
     yield text("cli.plan.output", path=config.output_dir)
+
+
+def _adapter(config: RunConfig) -> Iterator[str]:
+    """Yield the kind of adapter with its options, and what single layers get instead."""
+    text = messages.text
+    options = ", ".join(f"{key} {value}" for key, value in config.adapter.options.items())
+    kind = f"{config.adapter.name} ({options})" if options else config.adapter.name
+    rank, alpha = config.lora_rank, config.resolved_alpha
+    yield text("cli.plan.lora", name=config.resolved_name, adapter=kind, rank=rank, alpha=f"{alpha:g}")
+    for layer in config.lora_layers:
+        own = rank if layer.rank is None else layer.rank
+        rate = "-" if layer.learning_rate is None else f"{layer.learning_rate:g}"
+        share = alpha * own / rank if layer.alpha is None else layer.alpha
+        if own:
+            yield text("cli.plan.layers", match=layer.match, rank=own, alpha=f"{share:g}", rate=rate)
+        else:
+            yield text("cli.plan.layers_out", match=layer.match)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lora_scripts import messages
 from lora_scripts.cli import _config_arguments
 from lora_scripts.cli._console import Console, quiet_libraries
+from lora_scripts.data.order import is_regularisation
 
 if TYPE_CHECKING:
     from lora_scripts.app import Outcome
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     RunFolder(config.output_dir).check()
     prepared = prepare(config, app.processes())
+    quiet_libraries()
     if not app.is_main():
         app.train(config, prepared=prepared, restart=arguments.restart)
         return 0
@@ -37,7 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
         console.line(line)
     from lora_scripts.train.listeners.console import Progress
 
-    quiet_libraries()
     outcome = app.train(
         config, prepared=prepared, restart=arguments.restart, listeners=[Progress(console.rich)], tell=console.say
     )
@@ -62,5 +63,6 @@ def _results(console: Console, outcome: Outcome) -> None:
         console.say("cli.result.report", path=report)
     console.say("cli.result.curves", path=outcome.folder / "logs")
     facts = prepared.scan.facts
-    for note in prepared.family.usage(prepared.base, outcome.files, facts, prepared.examples[0]):
+    learned = next(example for example in prepared.examples if not is_regularisation(example))
+    for note in prepared.family.usage(prepared.base, outcome.files, facts, learned):
         console.say(note.code, **note.params)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml.error import YAMLError
 
 from lora_scripts import registry
+from lora_scripts.config import sets
 from lora_scripts.config.schema import RunConfig, default_choice
 from lora_scripts.errors import ConfigError, Problem
 
@@ -19,7 +20,7 @@ MAX_ALIASES = 32
 MAX_DEPTH = 20
 # What the YAML library raises on odd values besides its own errors: dates that are none, numbers of a million digits.
 _NOT_YAML = (YAMLError, RecursionError, ValueError, TypeError, AttributeError, KeyError, OverflowError)
-_CHOICES = {"optimizer": "optimizers", "schedule": "schedules"}
+_CHOICES = {"optimizer": "optimizers", "schedule": "schedules", "adapter": "adapters"}
 _NAMES = {"family": "families", "objective": "objectives"}
 
 
@@ -152,6 +153,8 @@ def _validate(tree: dict, lines: Mapping, file: str, problems: list[Problem]) ->
     for i, name in enumerate(exporters if isinstance(exporters, list) else ()):
         problems += _check_name("exporters", name, _where(("exporters", str(i)), lines, file))
     problems += _check_together(tree, lines, file)
+    if config is not None:
+        problems += sets.problems(config, lambda at: _where(at, lines, file))
     if problems or config is None:
         raise ConfigError(problems=sorted(problems, key=lambda p: _order(p.where)))
     return config
@@ -177,6 +180,11 @@ def _check_together(tree: Mapping, lines: Mapping, file: str) -> list[Problem]:
         if not isinstance(every, int) or not isinstance(save, int) or every % save:
             place = _where(("validation", "every"), lines, file)
             found.append(Problem("config.best_every", {"every": every, "save": save}, place))
+    if tree.get("epochs") is not None and tree.get("steps") not in (None, "auto"):
+        values = {"epochs": tree["epochs"], "steps": tree["steps"]}
+        found.append(Problem("config.epochs_and_steps", values, _where(("steps",), lines, file)))
+    if base == "float64" and mixed in halves:
+        found.append(Problem("config.float64_mixed", {"mixed": mixed}, _where(("mixed_precision",), lines, file)))
     if tree.get("metadata_path") and not tree.get("train_data_dir"):
         found.append(Problem("config.metadata_alone", {}, _where(("metadata_path",), lines, file)))
     return found

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.config import JsonDict
 
 FREE: JsonDict = {"resume": "free"}
@@ -38,13 +38,35 @@ class Choice(Section):
         return value
 
 
+Chance = Annotated[float, Field(ge=0, le=1)]
+OFF = ("off", "no", "none")
+
+
+def _mask(value: Any) -> Any:
+    """A mask's "off" in any spelling is one; a folder's name must be one."""
+    if value is False or (isinstance(value, str) and value.lower() in OFF):
+        return OFF[0]
+    if value == "" or (isinstance(value, str) and ("\0" in value or len(os.fsencode(value)) > 4096)):
+        raise ValueError("alpha, off, or a folder")
+    return value
+
+
+Mask = Annotated[str, BeforeValidator(_mask)]
+
+
 class CaptionSection(Section):
     """How captions vary from visit to visit."""
 
     trigger: str = ""
     shuffle: bool = False
     keep_tokens: int = Field(0, ge=0)
+    keep_separator: str = ""
+    keep_tags: tuple[str, ...] = ()
+    tag_dropout: float = Field(0.0, ge=0, le=1)
+    tag_chances: dict[str, Chance] = {}
     dropout: float = Field(0.0, ge=0, le=1)
+    prefix: str = ""
+    suffix: str = ""
 
 
 class DatasetSection(Section):
@@ -55,7 +77,20 @@ class DatasetSection(Section):
     repeats: int = Field(1, ge=1, le=10_000)
     weight: float = Field(1.0, gt=0, le=1000)
     caption: CaptionSection | None = None
+    class_words: str = ""
     flip: bool | None = None
+    mask: Mask | None = None
+    regularisation: bool = False
+    visits: int | None = Field(None, ge=1, le=100_000_000)
+
+
+class LayerSection(Section):
+    """Rank, alpha and rate of the layers that one pattern matches; what is left out is the run's."""
+
+    match: str = Field(min_length=1)
+    rank: int | None = Field(None, ge=0, le=1024)
+    alpha: float | None = Field(None, gt=0, le=100_000)
+    learning_rate: float | None = Field(None, gt=0, le=10)
 
 
 class TextEncoderSection(Section):
@@ -120,7 +155,7 @@ def _switch(value: Any) -> Any:
 
 Resolution = Annotated[int, Field(ge=8, le=8192)]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
-BasePrecision = Literal["auto", "float32", "bf16", "fp16", "nf4"]
+BasePrecision = Literal["auto", "float64", "float32", "bf16", "fp16", "fp8", "nf4"]
 
 
 class RunConfig(Section):
@@ -129,6 +164,7 @@ class RunConfig(Section):
     train_data_dir: Path | None = None
     metadata_path: Path | None = None
     datasets: tuple[DatasetSection, ...] = ()
+    mask: Mask | None = None
     missing_pictures: Literal["error", "ignore"] = "error"
     max_bad_fraction: float = Field(0.1, ge=0, le=1)
 
@@ -144,6 +180,8 @@ class RunConfig(Section):
     lora_rank: int = Field(8, ge=1, le=1024)
     lora_alpha: float | None = Field(None, gt=0, le=100_000)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_layers: tuple[LayerSection, ...] = ()
+    adapter: Choice = Choice(name="lora")
     lora_targets: str | tuple[str, ...] = "auto"
     init_lora: Path | None = None
     train_text_encoder: TextEncoderSection = TextEncoderSection()
@@ -152,6 +190,7 @@ class RunConfig(Section):
     batch_size: int = Field(1, ge=1, le=4096)
     gradient_accumulation: int | None = Field(None, ge=1, le=4096)
     epochs: int = Field(10, ge=1, le=1_000_000)
+    steps: int | None = Field(None, ge=1, le=100_000_000)
     learning_rate: float = Field(1e-4, gt=0, le=10)
     optimizer: Choice = Choice(name="adamw")
     schedule: Choice = Choice(name="cosine")
@@ -161,6 +200,9 @@ class RunConfig(Section):
 
     caption: CaptionSection = CaptionSection()
     flip: bool = False
+    clip_skip: int = Field(1, ge=1, le=12)
+    mask_floor: float = Field(0.0, ge=0, le=1)
+    prior: Literal["pictures", "base"] = "pictures"
     noise_offset: float = Field(0.0, ge=0, le=1)
     min_snr_gamma: float | None = Field(None, gt=0, le=1000)
     loss: Literal["mse", "huber", "l1"] = "mse"
@@ -176,6 +218,7 @@ class RunConfig(Section):
     mixed_precision: Precision = "auto"
     attention: Literal["auto", "math", "flash"] = "auto"
     gradient_checkpointing: bool = False
+    offload_blocks: int = Field(0, ge=0, le=1000)
 
     save_steps: int = Field(500, ge=1, json_schema_extra=FREE)
     keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=FREE)
@@ -191,7 +234,7 @@ class RunConfig(Section):
             return ()
         return value if isinstance(value, list | tuple) else (value,)
 
-    @field_validator("optimizer", "schedule", mode="before")
+    @field_validator("optimizer", "schedule", "adapter", mode="before")
     @classmethod
     def _options_alone(cls, value: Any, info: ValidationInfo) -> Any:
         """Options without a name belong to the default plug-in."""
@@ -199,7 +242,7 @@ class RunConfig(Section):
             return {"name": default_choice(info.field_name or ""), **value}
         return value
 
-    @field_validator("lora_alpha", "gradient_accumulation", "max_length", mode="before")
+    @field_validator("lora_alpha", "gradient_accumulation", "max_length", "steps", mode="before")
     @classmethod
     def _auto(cls, value: Any) -> Any:
         return None if value == "auto" else value
@@ -207,7 +250,7 @@ class RunConfig(Section):
     @field_validator("ema", "max_grad_norm", "min_snr_gamma", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
-        return None if value is False or (isinstance(value, str) and value.lower() in ("off", "no", "none")) else value
+        return None if value is False or (isinstance(value, str) and value.lower() in OFF) else value
 
     @field_validator("output_dir", "train_data_dir", "metadata_path", "init_lora", "cache_dir")
     @classmethod
@@ -223,7 +266,7 @@ class RunConfig(Section):
             raise ValueError("a number")
         return value
 
-    @field_validator("epochs", "batch_size", "lora_rank", "save_steps", "seed", mode="before")
+    @field_validator("epochs", "steps", "batch_size", "lora_rank", "save_steps", "seed", mode="before")
     @classmethod
     def _not_a_switch(cls, value: Any) -> Any:
         if isinstance(value, bool):
@@ -235,6 +278,11 @@ class RunConfig(Section):
     def _warmup(cls, value: int | str) -> int | str:
         warmup_steps(value, 100)
         return value
+
+    @field_validator("mask")
+    @classmethod
+    def _no_mask(cls, value: str | None) -> str | None:
+        return None if value == OFF[0] else value
 
     @property
     def resolved_name(self) -> str:

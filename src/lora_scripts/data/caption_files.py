@@ -7,12 +7,13 @@ For each picture the first of these that exists counts, and the plan says how ma
 3. else in `metadata.jsonl` in the data set's folder;
 4. `<name>.txt` beside the picture;
 5. `<name>.caption` beside the picture;
-6. the words of the kohya folder it lies in: "10_red cat" says repeats 10, caption "red cat";
-7. the empty caption.
+6. the data set's `class_words`;
+7. the words of the kohya folder it lies in: "10_red cat" says repeats 10, caption "red cat";
+8. the empty caption.
 
 Only one of the tables 1-3 is used. A row with an empty caption is a choice of the empty caption; several rows for
-one picture are several captions, of which each visit draws one. A caption is used letter for letter, without the
-white space around it.
+one picture are several captions, of which each visit draws one, by their weights. A caption is used letter for letter,
+without the white space around it.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ class Assigned:
 
     Attributes:
         captions: non-empty; ("",) where there is none.
-        kind: "table", "beside", "folder", or "" where there is none.
-        source: the table's name, the sidecar's suffix or the kohya folder's name.
+        kind: "table", "beside", "class", "folder", or "" where there is none.
+        source: the table's name, the sidecar's suffix, the class words or the kohya folder's name.
         repeats: of its kohya folder, else 1; 0 turns the folder off.
+        weights: of the captions; empty where all are drawn alike.
     """
 
     captions: tuple[str, ...]
     kind: str = ""
     source: str = ""
     repeats: int = 1
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def assign(dataset: Dataset, pictures: Sequence[str], others: Sequence[str]) -> 
     """Find the captions of every picture of a folder; see the top of this file for the order.
 
     Args:
-        dataset: its `metadata` and `missing_pictures` count.
+        dataset: its `metadata`, `missing_pictures` and `class_words` count.
         pictures: every picture file, damaged ones too, relative to `dataset.path` with "/".
         others: every other file, likewise.
 
@@ -79,7 +82,7 @@ def assign(dataset: Dataset, pictures: Sequence[str], others: Sequence[str]) -> 
         DataError: a caption file that cannot be read, that names absent pictures, or that two pictures share.
     """
     table, notes = _table(dataset, others)
-    rows: dict[str, tuple[str, ...]] = {}
+    rows: dict[str, dict[str, float]] = {}
     if table is not None:
         content = read_table(table)
         rows, absent = _match(content.rows, pictures, table)
@@ -93,7 +96,7 @@ def assign(dataset: Dataset, pictures: Sequence[str], others: Sequence[str]) -> 
     beside_rows = _sidecars(list(rows), others, allow_shared=True)[0] if table is not None else {}
     if table is not None and beside_rows:
         notes.append(Note("data.sidecars_ignored", {"used": table.name, **listed(sorted(beside_rows.values()))}))
-    assigned = {name: _assigned(name, rows, table, sidecars, dataset.path) for name in pictures}
+    assigned = {name: _assigned(name, rows, table, sidecars, dataset) for name in pictures}
     used = {*sidecars.values(), *beside_rows.values(), *passed_over, *({*TABLES} & {*others})}
     if table is not None and table.resolve().is_relative_to(dataset.path.resolve()):
         used.add(table.resolve().relative_to(dataset.path.resolve()).as_posix())
@@ -109,6 +112,7 @@ def source_notes(assigned: Iterable[Assigned]) -> list[Note]:
 
     notes = [Note("data.captions_from", params) for params in of_kind("table")]
     notes += [Note("data.captions_beside", params) for params in reversed(of_kind("beside"))]
+    notes += [Note("data.captions_class", params) for params in of_kind("class")]
     return notes + [Note("data.captions_from_folder", params) for params in of_kind("folder")]
 
 
@@ -131,14 +135,17 @@ def kohya_folder(name: str) -> tuple[str, int, str]:
 
 
 def _assigned(
-    name: str, rows: Mapping[str, tuple[str, ...]], table: Path | None, sidecars: Mapping[str, str], root: Path
+    name: str, rows: Mapping[str, dict[str, float]], table: Path | None, sidecars: Mapping[str, str], dataset: Dataset
 ) -> Assigned:
     folder, repeats, words = kohya_folder(name)
     if table is not None and name in rows:
-        return Assigned(rows[name], "table", table.name, repeats)
+        weights = tuple(rows[name].values()) if len({*rows[name].values()}) > 1 else ()
+        return Assigned(tuple(rows[name]), "table", table.name, repeats, weights)
     if name in sidecars:
-        text = read_text(root / sidecars[name]).strip()
+        text = read_text(dataset.path / sidecars[name]).strip()
         return Assigned((text,), "beside", PurePosixPath(sidecars[name]).suffix.lower(), repeats)
+    if dataset.class_words:
+        return Assigned((dataset.class_words,), "class", dataset.class_words, repeats)
     return Assigned((words,), "folder" if words else "", folder, repeats)
 
 
@@ -156,12 +163,15 @@ def _table(dataset: Dataset, others: Sequence[str]) -> tuple[Path | None, list[N
     return used, [Note("data.table_ignored", {"file": name, "used": used.name}) for name in ignored if used]
 
 
-def _match(rows: Sequence[Row], pictures: Sequence[str], table: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return captions by picture, and the names that no picture has."""
+def _match(rows: Sequence[Row], pictures: Sequence[str], table: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return captions and their weights by picture, and the names that no picture has.
+
+    Equal captions of a picture are one, with the largest of their weights.
+    """
     exact, composed = set(pictures), defaultdict(list)
     for name in pictures:
         composed[unicodedata.normalize("NFC", name)].append(name)
-    captions: dict[str, dict[str, None]] = {}
+    captions: dict[str, dict[str, float]] = {}
     absent: dict[str, None] = {}
     for row in rows:
         wanted = _inside(row, table)
@@ -169,10 +179,12 @@ def _match(rows: Sequence[Row], pictures: Sequence[str], table: Path) -> tuple[d
         if len(near) > 1:
             raise DataError("data.row_of_two", path=table, line=row.line, first=near[0], second=near[1])
         if near:
-            captions.setdefault(near[0], {}).update(dict.fromkeys(row.captions))
+            mine = captions.setdefault(near[0], {})
+            for text, weight in zip(row.captions, row.weights or [1.0] * len(row.captions), strict=True):
+                mine[text] = max(weight, mine.get(text, 0.0))
         else:
             absent[row.name] = None
-    return {name: tuple(texts) for name, texts in captions.items()}, list(absent)
+    return captions, list(absent)
 
 
 def _inside(row: Row, table: Path) -> str:

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ from lora_scripts.errors import DataError
 
 FILE_COLUMNS = ("file_name", "filename", "image", "file")
 CAPTION_COLUMNS = ("prompt", "caption", "text")
+SEVERAL = "captions"
+"""What a list of captions may be called besides, in a .jsonl file."""
+WEIGHT = "weight"
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+_JSON_KEYS = {*FILE_COLUMNS, *CAPTION_COLUMNS, SEVERAL, WEIGHT}
 MAX_TEXT_BYTES = 1 << 20
 """Of a caption beside a picture; a longer file is something else."""
 MAX_TABLE_BYTES = 1 << 29
@@ -33,11 +38,17 @@ _BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a picture's name as written, its captions (one in a csv), and the line it begins on."""
+    """One row: a picture's name as written, its captions (one in a csv), and the line it begins on.
+
+    Attributes:
+        weights: how often each caption is drawn, relative to the picture's others; empty where the row gives none
+            (each is 1).
+    """
 
     name: str
     captions: tuple[str, ...]
     line: int
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,9 @@ def _decodes(data: bytes, encoding: str) -> bool:
 def read_table(path: Path) -> Table:
     """Read the rows of a .csv, .tsv or .jsonl file.
 
-    A csv file may have a header (`file_name|filename|image|file` and `prompt|caption|text`, others are named as
-    ignored) or else two columns, picture and caption; it is separated by `,`, `;` or tabs, quoted as RFC 4180 has it.
+    A csv file may have a header (`file_name|filename|image|file`, `prompt|caption|text` and `weight`, others are named
+    as ignored) or else two columns, picture and caption; it is separated by `,`, `;` or tabs, quoted as RFC 4180 has
+    it. A caption of a jsonl file is a text, a list of texts, or a list of {"text": ..., "weight": ...}.
 
     Raises:
         DataError: with file and line, for whatever cannot be read without guessing.
@@ -115,9 +127,10 @@ def _read_csv(text: str, path: Path) -> Table:
         return Table(())
     delimiter, header = _layout(text, path)
     reader = _csv_reader(text, delimiter)
-    columns = (
-        (0, 1) if header is None else (_column(header, FILE_COLUMNS, path), _column(header, CAPTION_COLUMNS, path))
-    )
+    columns: tuple[int, ...] = (0, 1)
+    if header is not None:
+        found = (_columns(header, known, path) for known in (FILE_COLUMNS, CAPTION_COLUMNS, (WEIGHT,)))
+        columns = tuple(place for places in found for place in places)
     expected = 2 if header is None else len(header)
     rows: list[Row] = []
     line, header_pending = 1, header is not None
@@ -167,21 +180,40 @@ def _layout(text: str, path: Path) -> tuple[str, list[str] | None]:
     )
 
 
-def _column(header: Sequence[str], known: Sequence[str], path: Path) -> int:
+def _columns(header: Sequence[str], known: Sequence[str], path: Path) -> list[int]:
+    """Return the one place of a meaning, or none."""
     places = [i for i, name in enumerate(header) if name.lower() in known]
     if len(places) > 1:
         raise DataError("data.table_two_columns", path=path, columns=", ".join(header[i] for i in places))
-    return places[0]
+    return places
 
 
-def _csv_row(record: list[str], columns: tuple[int, int], expected: int, place: tuple[Path, int]) -> Row:
+def _csv_row(record: list[str], columns: tuple[int, ...], expected: int, place: tuple[Path, int]) -> Row:
     path, line = place
-    if len(record) <= max(columns) or any(cell.strip() for cell in record[expected:]):
+    # A row may end before a weight that it does not give.
+    if len(record) <= max(columns[:2]) or any(cell.strip() for cell in record[expected:]):
         raise DataError("data.table_cells", path=path, line=line, found=len(record), expected=expected)
-    name, caption = (record[column].strip() for column in columns)
+    name, caption, *rest = (record[column].strip() for column in columns if column < len(record))
     if not name:
         raise DataError("data.table_no_name", path=path, line=line)
-    return Row(name, (caption,), line)
+    return Row(name, (caption,), line, (_weight(rest[0], place),) if rest and rest[0] else ())
+
+
+def _weight(value: object, place: tuple[Path, int]) -> float:
+    """Return a caption's weight; one that is not given is 1.
+
+    Raises:
+        DataError: it is no number above 0.
+    """
+    if value is None:
+        return 1.0
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise DataError("data.caption_weight", path=place[0], line=place[1], value=str(value)[:40])
+    return number
 
 
 def _read_jsonl(text: str, path: Path) -> Table:
@@ -193,7 +225,7 @@ def _read_jsonl(text: str, path: Path) -> Table:
             continue
         entry = _json_object(line, path, number)
         rows.append(_json_row(entry, path, number))
-        ignored |= dict.fromkeys(key for key in entry if key.lower() not in FILE_COLUMNS + CAPTION_COLUMNS)
+        ignored |= dict.fromkeys(key for key in entry if key.lower() not in _JSON_KEYS)
     return Table(rows, tuple(ignored))
 
 
@@ -214,11 +246,22 @@ def _json_object(line: str, path: Path, number: int) -> dict[str, object]:
 
 def _json_row(entry: dict[str, object], path: Path, number: int) -> Row:
     names = [value for key, value in entry.items() if key.lower() in FILE_COLUMNS]
-    texts = [value for key, value in entry.items() if key.lower() in CAPTION_COLUMNS]
+    texts = [value for key, value in entry.items() if key.lower() in (*CAPTION_COLUMNS, SEVERAL)]
+    own = next((value for key, value in entry.items() if key.lower() == WEIGHT), None)
     captions = texts[0] if len(texts) == 1 and isinstance(texts[0], list) else texts
-    well_formed = len(names) == 1 and len(texts) == 1 and captions
-    if not well_formed or not all(isinstance(value, str) for value in [*names, *captions]):
+    pairs = [_caption(value, own) for value in captions]
+    if len(names) != 1 or len(texts) != 1 or not isinstance(names[0], str) or not pairs or None in pairs:
         raise DataError("data.jsonl_row", path=path, line=number, file=FILE_COLUMNS[0], caption=CAPTION_COLUMNS[0])
-    if not str(names[0]).strip():
+    if not names[0].strip():
         raise DataError("data.table_no_name", path=path, line=number)
-    return Row(str(names[0]).strip(), tuple(str(caption).strip() for caption in captions), number)
+    given = [pair for pair in pairs if pair is not None]
+    weighted = any(weight is not None for _, weight in given)
+    weights = tuple(_weight(weight, (path, number)) for _, weight in given) if weighted else ()
+    return Row(names[0].strip(), tuple(text.strip() for text, _ in given), number, weights)
+
+
+def _caption(value: object, row_weight: object) -> tuple[str, object] | None:
+    """Return a caption and its weight, the row's where it has none of its own; None where it is none."""
+    if isinstance(value, dict) and value.keys() <= {"text", WEIGHT} and isinstance(value.get("text"), str):
+        return value["text"], value.get(WEIGHT, row_weight)
+    return (value, row_weight) if isinstance(value, str) else None

@@ -76,6 +76,7 @@ class Decoded:
 
     Attributes:
         picture: RGB, upright.
+        opacity: L, upright: 255 where it was opaque before it was put over white; None where it has no transparency.
         first_of_several: the file is animated or has several pages, and the others were left out.
         profile_ignored: its colour profile is damaged or for another kind of picture.
     """
@@ -83,6 +84,7 @@ class Decoded:
     picture: Image.Image
     first_of_several: bool = False
     profile_ignored: bool = False
+    opacity: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,12 @@ def decode_bytes(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> De
         several = bool(getattr(image, "is_animated", False))
         image.load()
         orientation = _orientation(image)
-        picture, profile_ignored = _to_rgb(image, path)
+        picture, opacity, profile_ignored = _to_rgb(image, path)
         picture = _upright(picture, orientation)
+        opacity = None if opacity is None else _upright(opacity, orientation)
     except _BROKEN as error:
         raise _damage(error, path) from error
-    return Decoded(picture, several, profile_ignored)
+    return Decoded(picture, several, profile_ignored, opacity)
 
 
 def _open(data: bytes, path: Path, max_pixels: int) -> ImageFile.ImageFile:
@@ -297,8 +300,8 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(turns[orientation]) if orientation in turns else picture
 
 
-def _to_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, bool]:
-    """Return (RGB picture, whether its colour profile had to be ignored)."""
+def _to_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None, bool]:
+    """Return (RGB picture, its opacity, whether its colour profile had to be ignored)."""
     from PIL import Image
 
     profile = image.info.get("icc_profile")
@@ -311,7 +314,7 @@ def _to_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, bool]:
         white = Image.new("RGB", converted.size, "white")
         white.paste(converted, mask=alpha)
         converted = white
-    return converted, profile_ignored
+    return converted, alpha, profile_ignored
 
 
 def _split_alpha(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None]:

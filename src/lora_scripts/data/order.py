@@ -22,7 +22,7 @@ class Visit:
     Attributes:
         example: index into the examples.
         epoch: from 0; -1 for held-out measurements, which are the same every time.
-        repeat: from 0, below the example's `repeats`.
+        repeat: from 0, below the example's visits in that epoch.
     """
 
     example: int
@@ -37,8 +37,56 @@ def seed_of(*parts: object) -> int:
 
 
 def visits(examples: Sequence[Example], epoch: int) -> list[Visit]:
-    """Return every visit of one epoch, in the examples' order."""
-    return [Visit(i, epoch, repeat) for i, example in enumerate(examples) for repeat in range(example.repeats)]
+    """Return every visit of one epoch, in the examples' order; each epoch has as many."""
+    counts = _counts(examples, epoch)
+    return [Visit(i, epoch, repeat) for i, count in enumerate(counts) for repeat in range(count)]
+
+
+def visits_by_purpose(examples: Sequence[Example]) -> tuple[int, int]:
+    """Return how many visits of an epoch are there to learn, and how many for regularisation."""
+    counts = _counts(examples, 0)
+    kept = sum(n for n, example in zip(counts, examples, strict=True) if is_regularisation(example))
+    return sum(counts) - kept, kept
+
+
+def is_regularisation(example: Example) -> bool:
+    """Say whether an example only keeps the base from forgetting; of pictures alone there are such."""
+    return bool(getattr(example, "regularisation", False))
+
+
+def _counts(examples: Sequence[Example], epoch: int) -> list[int]:
+    """Return each example's visits in one epoch: its repeats, or its share of what its set is dealt in turn.
+
+    A set's places (an example has `repeats` of them) stand in a ring, and each epoch goes on where the one before
+    stopped: after any number of epochs no place has been visited more than once more often than another.
+    """
+    counts = [example.repeats for example in examples]
+    rings: dict[tuple[str, int | None], list[int]] = defaultdict(list)
+    for i, example in enumerate(examples):
+        deal = getattr(example, "deal", None)
+        if deal is not None:
+            rings[deal].append(i)
+    # Held-out measurements see everything.
+    if not rings or epoch < 0:
+        return counts
+    dealt = {i for members in rings.values() for i in members}
+    trained = sum(n for i, n in enumerate(counts) if i not in dealt and not is_regularisation(examples[i]))
+    trained += sum(n or 0 for (_, n), members in rings.items() if not is_regularisation(examples[members[0]]))
+    for (_, wanted), members in rings.items():
+        number = trained if wanted is None else wanted
+        places = [counts[i] for i in members]
+        first, ring = 0, sum(places)
+        for i, width in zip(members, places, strict=True):
+            before, after = (_passed(turn, ring, first, width) for turn in (epoch * number, (epoch + 1) * number))
+            counts[i] = after - before
+            first += width
+    return counts
+
+
+def _passed(turns: int, ring: int, first: int, width: int) -> int:
+    """Return how many of the first `turns` around a ring fell on the places from `first` to `first + width`."""
+    whole, rest = divmod(turns, ring)
+    return whole * width + min(max(rest - first, 0), width)
 
 
 def steps_of_epoch(examples: Sequence[Example], epoch: int, seed: int, step_size: int) -> list[list[Visit]]:
@@ -101,9 +149,11 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
     """Split off a share of the examples by a hash of seed and content, so that adding one moves no other.
 
     Examples of one `split_key` (the same picture at two sizes, the messages of one customer) fall on the same side.
+    Regularisation is never held out: what is measured is what is learned.
     """
     train: list[Example] = []
     held: list[Example] = []
     for example in examples:
-        (held if seed_of(seed, example.split_key, "held out") / 2**63 < share else train).append(example)
+        chosen = seed_of(seed, example.split_key, "held out") / 2**63 < share
+        (held if chosen and not is_regularisation(example) else train).append(example)
     return train, held

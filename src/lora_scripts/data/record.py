@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from lora_scripts.data.captions import CaptionRules as CaptionRules
+from lora_scripts.data.captions import plain
+
 
 class Example(Protocol):
     """One thing to learn from; whatever its kind, the loader needs only this.
@@ -70,21 +73,7 @@ class Example(Protocol):
         """See above."""
 
 
-@dataclass(frozen=True)
-class CaptionRules:
-    """How a caption varies from visit to visit (key `caption` of the config).
-
-    Attributes:
-        trigger: put in front of every caption that does not contain it.
-        shuffle: shuffle the comma-separated parts behind the first `keep_tokens` ones.
-        keep_tokens: comma-separated parts that stay in front.
-        dropout: chance that a visit sees the empty caption instead.
-    """
-
-    trigger: str = ""
-    shuffle: bool = False
-    keep_tokens: int = 0
-    dropout: float = 0.0
+AS_TRAINED = "as trained"
 
 
 @dataclass(frozen=True)
@@ -95,15 +84,24 @@ class Dataset:
         path: folder (or file) of the data.
         metadata: an explicit caption file, or None to look for the usual ones.
         missing_pictures: "error" or "ignore", for caption rows whose picture is absent.
+        class_words: caption of pictures that have none.
+        mask: None, "alpha", or a folder of masks named as the pictures.
+        regularisation: only keeps the base from forgetting; the trigger is left out.
+        visits: of the whole folder an epoch, dealt in turn; `AS_TRAINED` is as many as the sets to learn from get, and
+            None leaves it to the repeats.
     """
 
     path: Path
     metadata: Path | None = None
     repeats: int = 1
     weight: float = 1.0
-    captions: CaptionRules = CaptionRules()
+    captions: CaptionRules = field(default_factory=CaptionRules)
     flip: bool = False
     missing_pictures: str = "error"
+    class_words: str = ""
+    mask: str | None = None
+    regularisation: bool = False
+    visits: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,13 @@ class PictureExample:
         path: the file.
         sha256: of the file's bytes.
         captions: non-empty; one is drawn a visit.
+        caption_weights: how often each is drawn, relative to the others; empty where all are drawn alike.
+        mask: "alpha" where the picture's own transparency says what counts, a mask file, or None where all counts.
+        mask_sha256: of the mask file's bytes, else "".
+        regularisation: keeps the base from forgetting; `prior: base` replaces its target.
+        deal: (name, visits) of the set of examples that are visited in turn, so many times an epoch all together
+            (None: as often as what is learned from), each in proportion to its `repeats`; None where `repeats` is
+            the number of its visits.
         size: (width, height) as displayed, after EXIF rotation.
         bucket: (width, height) it is scaled and cropped to; multiples of `Sizes.multiple`.
     """
@@ -137,10 +142,15 @@ class PictureExample:
     captions: tuple[str, ...]
     size: tuple[int, int]
     bucket: tuple[int, int]
-    caption_rules: CaptionRules = CaptionRules()
+    caption_rules: CaptionRules = field(default_factory=CaptionRules)
     flip: bool = False
     repeats: int = 1
     weight: float = 1.0
+    caption_weights: tuple[float, ...] = ()
+    mask: Path | str | None = None
+    mask_sha256: str = ""
+    regularisation: bool = False
+    deal: tuple[str, int | None] | None = None
 
     @property
     def group(self) -> tuple[int, int]:
@@ -174,15 +184,20 @@ class PictureExample:
 
     @property
     def title(self) -> str:
-        """The first caption."""
-        return self.captions[0]
+        """The first caption as every visit sees it."""
+        return plain(self.captions[0], self.caption_rules)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the picture's bytes, its bucket or any caption."""
+        """Changes with the picture's bytes, its bucket, any caption or its weight, and its mask."""
         import hashlib
 
-        parts = (self.sha256, str(self.bucket), *self.captions)
+        parts = [self.sha256, str(self.bucket), *self.captions]
+        # No caption holds these marks; what has neither is called as it was before there were any.
+        if self.caption_weights:
+            parts += ["\1weights", *map(repr, self.caption_weights)]
+        if self.mask is not None:
+            parts += ["\1mask", self.mask_sha256 or str(self.mask)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -1,32 +1,63 @@
-"""Reads a LoRA file the way diffusers' pipelines do, by diffusers' own conversion and PEFT's own rule for alphas."""
+"""Reads LoRA files the way diffusers' pipelines do, by diffusers' own conversion and PEFT's own rule for alphas."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from lora_scripts.adapters.adapter import Adapter, LoraPair
+from lora_scripts import registry
+from lora_scripts.adapters.adapter import Adapter
 from lora_scripts.adapters.names import canonical
+
+# What diffusers asks of a UNet's config to find its blocks under the original repository's names.
+_UNET = SimpleNamespace(layers_per_block=2)
 
 
 def read(path: Path, adapter: Adapter) -> Adapter:
-    """Return what diffusers understands of a file: for each component of `adapter`, pairs by canonical path."""
+    """Return what diffusers understands of a file: for each component of `adapter`, updates by canonical path."""
+    state, alphas, settings = _state(str(path))
+    found = {component: _component(component, state, alphas, settings) for component in adapter.pairs}
+    return Adapter(found, adapter.meta)
+
+
+def modules(stems: Iterable[str], components: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the component and the canonical path that diffusers gives to each name of a kohya file.
+
+    Diffusers is shown pairs of one number, which tells afterwards where it has put them.
+    """
+    import torch
+
+    ordered = sorted(stems)
+    shown = {}
+    for number, stem in enumerate(ordered):
+        for half in ("lora_down", "lora_up"):
+            shown[f"{stem}.{half}.weight"] = torch.full((1, 1), float(number))
+    state, alphas, settings = _state(shown)
+    found = {}
+    for component in components:
+        for path, pair in _component(component, state, alphas, settings).items():
+            found[ordered[int(pair.down)]] = component, path
+    return found
+
+
+def _state(source: Any) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
-        str(path), local_files_only=True, use_safetensors=True
+    state, alphas, settings = StableDiffusionLoraLoaderMixin.lora_state_dict(
+        source, unet_config=_UNET, local_files_only=True, use_safetensors=True, return_lora_metadata=True
     )
-    pairs = {component: _component(component, state, alphas or {}) for component in adapter.pairs}
-    return Adapter(pairs, adapter.meta)
+    return state, alphas or {}, settings or {}
 
 
-def _component(component: str, state: Mapping[str, Any], alphas: Mapping[str, Any]) -> dict[str, LoraPair]:
+def _component(
+    component: str, state: Mapping[str, Any], alphas: Mapping[str, Any], whole: Mapping[str, Any]
+) -> dict[str, Any]:
     from diffusers.utils import convert_unet_state_dict_to_peft, get_peft_kwargs
 
-    own = {k.removeprefix(f"{component}."): v for k, v in state.items() if k.startswith(f"{component}.")}
-    scales = {k.removeprefix(f"{component}."): v for k, v in alphas.items() if k.startswith(f"{component}.")}
+    own, scales, settings = (_own(component, table) for table in (state, alphas, whole))
     if not any("lora_A" in key for key in own):
         if component == "unet":
             own = convert_unet_state_dict_to_peft(own)
@@ -36,14 +67,23 @@ def _component(component: str, state: Mapping[str, Any], alphas: Mapping[str, An
     ranks = {key: tensor.shape[1] for key, tensor in own.items() if "lora_B" in key}
     if not ranks:
         return {}
-    settings = get_peft_kwargs(ranks, scales, own, is_unet=component == "unet")
-    pairs = {}
+    settings = settings or get_peft_kwargs(ranks, scales, own, is_unet=component == "unet")
+    build = registry.load("adapters", "dora" if settings.get("use_dora") else "lora").build
+    updates = {}
     for key, down in own.items():
         path, found, _ = key.partition(".lora_A")
         if found:
             up = own[key.replace("lora_A", "lora_B")]
-            pairs[canonical(component, path)] = LoraPair(down.float(), up.float(), _alpha(path, settings))
-    return pairs
+            given = {"down": down.float(), "up": up.float()}
+            if settings.get("use_dora"):
+                given["magnitude"] = own[f"{path}.lora_magnitude_vector.weight"].float()
+            updates[canonical(component, path)] = build(given, _alpha(path, settings))
+    return updates
+
+
+def _own(component: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    start = f"{component}."
+    return {key.removeprefix(start): value for key, value in table.items() if key.startswith(start)}
 
 
 def _modern_text(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILIES = (LANGUAGE_FAMILY,)
+# The format that holds what this one cannot.
+PAIRS_ONLY = "peft"
 # What file systems do not take in a name.
 FORBIDDEN = re.compile(r'[:<>/\\|?*"\x00-\x1f]')
 MAX_NAME_BYTES = 190
@@ -69,6 +71,8 @@ def refuses(meta: AdapterMeta) -> Note | None:
     """Refuse other families, bases that llama.cpp holds in a way not known here, and names that are no file names."""
     if meta.family not in FAMILIES:
         return Note("adapter.no_format", {"format": "gguf", "family": meta.family})
+    if meta.kind != "lora":
+        return Note("adapter.no_kind", {"format": "gguf", "kind": meta.kind, "formats": PAIRS_ONLY})
     spare = meta.name.strip(" .") != meta.name or not meta.name
     if spare or FORBIDDEN.search(meta.name) or len(meta.name.encode()) > MAX_NAME_BYTES:
         return Note("export.bad_name", {"name": meta.name})

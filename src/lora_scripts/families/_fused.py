@@ -10,6 +10,7 @@ Shapes: T = rows, i = in, o = out, r = rank.
 from __future__ import annotations
 
 from functools import cache
+from itertools import chain
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def _gated_agrees(module: Any) -> bool:
     """Try the network on a few numbers: some have more in it than their parts' names say."""
     import torch
 
-    weight = next(module.parameters())
+    weight = next(chain(module.parameters(), module.buffers()))
     width = getattr(module.gate_proj, "in_features", 0)
     probe = torch.linspace(-2, 3, 3 * width, device=weight.device).view(1, 3, -1)
     floating = [p.dtype for p in module.parameters() if p.is_floating_point() and not p.requires_grad]

@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_scripts.errors import MachineError
 
 INDEX = ("model_index.json",)
-SETTINGS = ("model_index.json", "*/config.json", "*/*.index.json", "*/*_config.json", "tokenizer/*")
+SETTINGS = ("model_index.json", "*/config.json", "*/*.index.json", "*/*_config.json", "tokenizer*/*")
 
 
 def weight_patterns(part: str, stem: str) -> tuple[str, str]:
@@ -26,7 +26,7 @@ def fetch(repository: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # Pickles that a pattern such as "tokenizer/*" would name stay where they are.
+        # Pickles that a pattern such as "tokenizer*/*" would name stay where they are.
         ignored = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py"]
         return Path(snapshot_download(repository, allow_patterns=list(patterns), ignore_patterns=ignored))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:

@@ -15,7 +15,7 @@ from lora_scripts.adapters.names import some
 from lora_scripts.adapters.safetensors_file import read_header
 from lora_scripts.contracts import Base, Placement
 from lora_scripts.errors import BaseModelError, MachineError
-from lora_scripts.families import _hub, _rows
+from lora_scripts.families import _held, _hub, _rows
 from lora_scripts.families._chat import Renderer
 from lora_scripts.files import sha256_of
 
@@ -175,7 +175,7 @@ def model(base: Base, placement: Placement) -> Any:
 
     _rows.register()
     more: dict[str, Any] = {}
-    if placement.quantisation:
+    if placement.quantisation == "nf4":
         more = {"quantization_config": _four_bit(placement), "device_map": {"": placement.device}}
     with _in_words(base):
         found, told = AutoModelForCausalLM.from_pretrained(
@@ -194,7 +194,10 @@ def model(base: Base, placement: Placement) -> Any:
     absent = [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])]
     if absent:
         raise BaseModelError("base.part_missing", path=base.path, part=some(absent))
-    if not placement.quantisation:
+    if placement.quantisation == "fp8":
+        _check_finite(base, found)
+        _held.hold(found, "fp8", placement.base_dtype, placement.device)
+    if placement.quantisation != "nf4":
         found = found.to(placement.device)
     for module in found.modules():
         # On a CPU, bitsandbytes repacks the weights of a module in evaluation mode for a product that has no gradient.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,14 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 192
 MARGIN = 8
+
+
+def write(before: Sequence[Image], after: Sequence[Image], prompts: Sequence[str], stem: Path) -> Path:
+    """Write the sheet under `stem` with ".png", and the prompts as text beside it; return the picture's path."""
+    path = stem.with_name(f"{stem.name}.png")
+    before_after(before, after, prompts).save(path)
+    path.with_name("prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    return path
 
 
 def before_after(before: Sequence[Image], after: Sequence[Image], prompts: Sequence[str]) -> Image:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.data.captions import with_trigger
+from lora_scripts.data.captions import plain
 from lora_scripts.data.record import Note, PictureExample
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def ids(tokenizer: Any, caption: str, max_tokens: int) -> Tensor:
 
 def notes(folder: Path, max_tokens: int, examples: Sequence[PictureExample]) -> list[Note]:
     """Say how many captions are longer than `max_tokens` and name the worst; nothing where all fit."""
-    texts = {with_trigger(text, e.caption_rules.trigger): e.path for e in examples for text in e.captions}
+    texts = {plain(text, e.caption_rules): e.path for e in examples for text in e.captions}
     # A token is at least one byte of the text as the tokenizer sees it, so a short caption needs no counting.
     long = {text: path for text, path in texts.items() if _bytes(text) > max_tokens - 2}
     if not long:

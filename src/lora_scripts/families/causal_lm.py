@@ -52,10 +52,12 @@ class CausalLM:
     """See `contracts.Family` and `contracts.Speaker`."""
 
     name: ClassVar[str] = "causal_lm"
+    title: ClassVar[str] = "LLM"
     reads: ClassVar[str] = "texts"
     Config: ClassVar[type[BaseModel]] = Config
     pace: ClassVar[Pace] = Pace(share=0.78, seconds=0.05, bytes_per_operation=0.004)
-    quantises: ClassVar[bool] = True
+    quantises: ClassVar[tuple[str, ...]] = ("fp8", "nf4")
+    keys: ClassVar[None] = None
     objectives: ClassVar[tuple[str, ...]] = ("sft", "dpo", "kto")
     default_preset: ClassVar[str] = "all-linear"
     target_presets: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
@@ -156,6 +158,10 @@ class CausalLM:
         return shape * (2.0 * (sum(base.parameters.values()) - head) + 2 * attention)
 
     @classmethod
+    def rehearsal(cls, base: Base, placement: Placement, options: Any = None) -> None:
+        """None: layers and streams are tried with numbers when a model is loaded, which no shape can stand in for."""
+
+    @classmethod
     def weights_hash(cls, base: Base) -> str:
         """sha256 over the base's weight files."""
         return _lm_folder.weights_hash(base)
@@ -171,7 +177,7 @@ class CausalLM:
     # The live model
 
     @classmethod
-    def load(cls, base: Base, placement: Placement) -> CausalLM:
+    def load(cls, base: Base, placement: Placement, options: Any = None) -> CausalLM:
         """Load model and tokenizer; a model that may be given streams is tried on two rows first."""
         model = _lm_folder.model(base, placement)
         family = cls(base, placement, model, _lm_folder.renderer(base))
@@ -190,13 +196,14 @@ class CausalLM:
     def train_components(self, components: Sequence[str]) -> None:
         """Nothing: there is one component."""
 
-    def injected(self) -> None:
+    def injected(self, pairs: Any) -> None:
         """Let the layers with pairs keep less for the backward pass."""
         _fused.install(self.model)
 
     def encoder_key(self, part: str) -> str:
         """sha256 over what the reference is: the base, its precision, and the adapter that training starts from."""
-        digest = hashlib.sha256(f"{part} {self.weights_hash(self.base)} {self.placement.base_dtype}".encode())
+        held = f"{self.placement.base_dtype} {self.placement.quantisation}"
+        digest = hashlib.sha256(f"{part} {self.weights_hash(self.base)} {held}".encode())
         for name, tensor in self.model.state_dict().items():
             if ".lora_" in name:
                 digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())

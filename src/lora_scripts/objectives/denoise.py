@@ -1,4 +1,15 @@
-"""Predict the noise, or v, that was mixed into clean latents (arXiv:2006.11239, section 3.2)."""
+"""Predict the noise, or v, that was mixed into clean latents (arXiv:2006.11239, section 3.2).
+
+A mask m of 0..1 says where a row's loss counts, m' = floor + (1 - floor) m:
+
+    loss of the row = mean over C, H, W of m' * distance / mean over H, W of m'
+
+so that a subject that fills a tenth of its picture moves the weights as much as one that fills it. sd-scripts leaves
+the division out (`--masked_loss`); in OneTrainer it is an option ("normalize masked area loss").
+
+With `prior: base`, rows of regularisation sets learn what the base predicts from the same noisy latents, rather than
+the noise (self-distillation): their loss is 0 until the LoRA changes what the base makes of them.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +36,8 @@ class Config(BaseModel):
     noise_offset: float = 0.0
     min_snr_gamma: float | None = None
     loss: str = "mse"
+    mask_floor: float = 0.0
+    prior: str = "pictures"
 
 
 class Denoise:
@@ -44,8 +57,10 @@ class Denoise:
         noise = diffusion.draw_noise(clean.shape, generators, self.config.noise_offset).to(clean)
         noisy = diffusion.add_noise(clean, noise, family.alphas_cumprod, timesteps)
         wanted = diffusion.target(family.prediction_type, clean, noise, family.alphas_cumprod, timesteps)
+        if self.config.prior == "base" and any(batch.regularisation):
+            wanted = self._as_base(family, batch, noisy, timesteps, wanted)
         predicted = family.predict(noisy, timesteps, batch)
-        rows = self._distance(predicted.to(wanted.dtype), wanted)
+        rows = self._distance(predicted.to(wanted.dtype), wanted, batch.tensors.get("mask"))
         weights = batch.weights.to(rows)
         if self.config.min_snr_gamma is not None:
             gamma = self.config.min_snr_gamma
@@ -62,12 +77,27 @@ class Denoise:
         """Nothing: a denoising loss has no other name."""
         return {}
 
-    def _distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
-        """(B,) mean distance over C, H, W."""
+    def _as_base(self, family: Denoiser, batch: Batch, noisy: Tensor, timesteps: Tensor, wanted: Tensor) -> Tensor:
+        """(B, C, H, W) the target, and in regularisation rows what the base alone predicts."""
+        import torch
+
+        with torch.no_grad(), family.without_pairs():
+            base = family.predict(noisy, timesteps, batch).to(wanted.dtype)
+        kept = torch.tensor(list(batch.regularisation), device=wanted.device)
+        return torch.where(kept[:, None, None, None], base, wanted)
+
+    def _distance(self, predicted: Tensor, wanted: Tensor, mask_B1HW: Tensor | None) -> Tensor:
+        """(B,) mean distance over C, H, W, weighted by the mask."""
         from torch.nn import functional
 
         kinds = {"mse": functional.mse_loss, "huber": functional.smooth_l1_loss, "l1": functional.l1_loss}
-        return kinds[self.config.loss](predicted, wanted, reduction="none").mean(dim=(1, 2, 3))
+        distance = kinds[self.config.loss](predicted, wanted, reduction="none")
+        if mask_B1HW is None:
+            return distance.mean(dim=(1, 2, 3))
+        mask = mask_B1HW.to(distance)
+        # Written so that 1 stays exactly 1.
+        mask = mask + self.config.mask_floor * (1 - mask)
+        return (distance * mask).mean(dim=(1, 2, 3)) / mask.mean(dim=(1, 2, 3))
 
 
 def build(config: Config) -> Denoise:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_scripts.schedules._course import rise
+
 
 class Config(BaseModel):
     """`schedule: constant` has no options."""
@@ -13,4 +15,4 @@ class Config(BaseModel):
 
 def factor(step: int, total: int, warmup: int, config: Config) -> float:
     """Return what the peak rate is multiplied by in the step after `step` done ones."""
-    return (step + 1) / (warmup + 1) if step < warmup else 1.0
+    return rise(step, warmup) if step < warmup else 1.0

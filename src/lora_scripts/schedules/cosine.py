@@ -6,6 +6,8 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lora_scripts.schedules._course import between, progress, rise
+
 
 class Config(BaseModel):
     """Options of `schedule: {name: cosine, ...}`."""
@@ -18,6 +20,5 @@ class Config(BaseModel):
 def factor(step: int, total: int, warmup: int, config: Config) -> float:
     """Return what the peak rate is multiplied by in the step after `step` done ones (0 <= step < total)."""
     if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, total - warmup)
-    return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return rise(step, warmup)
+    return between(config.floor, 0.5 * (1 + math.cos(math.pi * progress(step, total, warmup))))

@@ -26,7 +26,8 @@ from lora_scripts.files import cannot_write, sha256_of, sync, sync_folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA_VERSION = 1
+# 2: the optimizer's state may be nested and shared (`train.state`); the first format is still read.
+SCHEMA_VERSION = 2
 STAGED = ".staged-"
 
 
@@ -58,7 +59,7 @@ def write(folder: Path, state: State, add_files: Callable[[Path], None]) -> Path
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        data = save({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()})
+        data = save(_apart(state.tensors))
         (staged / "state.safetensors").write_bytes(data)
         add_files(staged)
         names = sorted(path.name for path in staged.iterdir())
@@ -82,6 +83,18 @@ def write(folder: Path, state: State, add_files: Callable[[Path], None]) -> Path
     return final
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors on the CPU, no two of them in one piece of memory, which the file format does not know."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return apart
+
+
 def _promote(staged: Path, final: Path) -> None:
     """Rename into place; a checkpoint of the same step is set aside first and removed after."""
     aside = final.with_name(f".aside-{final.name}")
@@ -94,9 +107,13 @@ def _promote(staged: Path, final: Path) -> None:
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps of the complete checkpoints, oldest first; orphans of a kill are put back or swept."""
-    if not folder.is_dir():
-        return []
+    """Return the steps of the complete checkpoints, oldest first."""
+    found = [path.parent.name.removeprefix("step-") for path in folder.glob("step-*/manifest.json")]
+    return sorted(int(number) for number in found if number.isdigit())
+
+
+def sweep(folder: Path) -> None:
+    """Put back or remove what a kill left; only the process that writes checkpoints may."""
     for aside in folder.glob(".aside-step-*"):
         final = folder / aside.name.removeprefix(".aside-")
         if final.exists():
@@ -106,8 +123,6 @@ def steps(folder: Path) -> list[int]:
                 os.replace(aside, final)
     for staged in folder.glob(f"{STAGED}*"):
         shutil.rmtree(staged, ignore_errors=True)
-    found = [path.parent.name.removeprefix("step-") for path in folder.glob("step-*/manifest.json")]
-    return sorted(int(number) for number in found if number.isdigit())
 
 
 def load_newest(folder: Path, tell: Callable[[str, Mapping[str, Any]], None]) -> State | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_scripts.contracts import Batch, Draw, Family, Request
 from lora_scripts.data.cache import Cache, entry_key
-from lora_scripts.data.order import Visit, micro_batches, seed_of, steps_of_epoch, visits
+from lora_scripts.data.order import Visit, is_regularisation, micro_batches, seed_of, steps_of_epoch, visits
 from lora_scripts.data.record import Example
 
 CHUNK = 16
@@ -107,10 +107,11 @@ class Loader:
             tensors=self.family.collate(examples, entries),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             ids=[example.id for example in examples],
+            regularisation=[is_regularisation(example) for example in examples],
         )
 
     def fill(self, epochs: int, *, held_out: bool = False, tell: Callable[[str, int, int], None]) -> Filled:
-        """Make every cache entry that the epochs need, part by part, before the first step.
+        """Make this process's share of the cache entries that the epochs need, part by part, before the first step.
 
         Args:
             epochs: how many will be run; their draws decide which captions and mirrors are needed.
@@ -121,7 +122,9 @@ class Loader:
         for visit in self._all_visits(epochs, held_out):
             for request in self.family.requests(self.examples[visit.example], self.draw(visit)):
                 wanted.setdefault(self._key(request), request)
-        missing = {key: request for key, request in wanted.items() if not self.cache.has(key)}
+        # By place among the wanted, not among the missing: what others make meanwhile must not move the shares.
+        mine = list(wanted)[self.rank :: self.world]
+        missing = {key: wanted[key] for key in mine if not self.cache.has(key)}
         for part in sorted({request.part for request in missing.values()}):
             keys = [key for key, request in missing.items() if request.part == part]
             for start in range(0, len(keys), CHUNK):
@@ -129,7 +132,7 @@ class Loader:
                 for key, tensors in zip(chunk, self.family.encode([missing[key] for key in chunk]), strict=True):
                     self.cache.put(key, tensors)
                 tell(part, min(start + CHUNK, len(keys)), len(keys))
-        return Filled(reused=len(wanted) - len(missing), made=len(missing))
+        return Filled(reused=len(mine) - len(missing), made=len(missing))
 
     def _all_visits(self, epochs: int, held_out: bool) -> Iterator[Visit]:
         for epoch in [-1] if held_out else range(epochs):

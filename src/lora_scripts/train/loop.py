@@ -2,7 +2,8 @@
 
 A step collects micro-batches. The step's whole weight, over all processes, is known before the first backward pass
 and divides every loss there; so unequal micro-batches add up exactly, and so do several processes, whose gradients
-are summed once a step. Dropout is seeded by (seed, step, micro-batch); all other randomness comes with the batch.
+are summed once a step. Dropout is seeded by (seed, step, micro-batch of the whole step); all other randomness comes
+with the batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,6 +46,7 @@ class Trainer:
         factor: step (from 0) -> what the peak rates are multiplied by.
         batches: step (from 0) -> this process's micro-batches.
         emit: tells an event to the listeners and returns their commands.
+        buffers: tensors of the adapter that are not trained and not known without it, by component, then by name.
     """
 
     def __init__(
@@ -60,10 +63,12 @@ class Trainer:
         course: Course,
         emit: Callable[[Event], set[Command]],
         average: Average | None = None,
+        buffers: Mapping[str, Mapping[str, torch.Tensor]] = MappingProxyType({}),
     ):
         self.family, self.objective, self.parameters = family, objective, parameters
         self.optimizer, self.rates, self.factor, self.batches = optimizer, rates, factor, batches
         self.accelerator, self.course, self.emit, self.average = accelerator, course, emit, average
+        self.buffers = buffers
         self.tensors = [p for group in parameters.values() for p in group.values()]
         self.done = 0
         self.epoch_losses: list[float] = []
@@ -77,11 +82,11 @@ class Trainer:
         stopped = False
         while self.done < self.course.total and not stopped:
             commands = self.emit(self.step(self.batches(self.done)))
-            if self.done % self.course.steps_per_epoch == 0:
+            if self.done % self.course.steps_per_epoch == 0 or self.done == self.course.total:
                 mean = sum(self.epoch_losses) / len(self.epoch_losses)
-                commands |= self.emit(EpochEnded(self.done // self.course.steps_per_epoch, self.done, mean))
+                commands |= self.emit(EpochEnded(-(-self.done // self.course.steps_per_epoch), self.done, mean))
                 self.epoch_losses = []
-            stopped = Command.STOP in commands
+            stopped = self._any(Command.STOP in commands)
         finished = Finished(self.done, self.course.total, self.done < self.course.total)
         self.emit(finished)
         return finished
@@ -114,14 +119,20 @@ class Trainer:
 
     def _accumulate(self, micro_batches: Sequence[Batch], total: float) -> torch.Tensor:
         """Add the gradients of every micro-batch, divided by the step's weight; return the loss, shape ()."""
-        loss = torch.zeros((), device=self.accelerator.device)
+        loss = torch.zeros((), device=self.accelerator.device, dtype=self.tensors[0].dtype)
         for number, batch in enumerate(micro_batches):
-            torch.manual_seed(seed_of(self.course.seed, self.done, number, self.accelerator.process_index))
+            # Its place among the micro-batches of all processes: `data.order.micro_batches` deals them in turn.
+            place = number * self.accelerator.num_processes + self.accelerator.process_index
+            torch.manual_seed(seed_of(self.course.seed, self.done, place))
             with self.accelerator.autocast():
                 share = self.objective.loss(self.family, batch).total / total
             self.accelerator.backward(share)
-            loss = loss + share.detach()
+            loss = loss + share.detach().to(loss)
         return loss
+
+    def _any(self, wish: bool) -> bool:
+        """Say whether one of the processes wishes it: a signal may reach them in different steps."""
+        return self._sum(torch.tensor(float(wish))).item() > 0
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over the processes."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-DTYPES = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = {"float64": "float64", "float32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Precision:
     """How the frozen base is held, and Accelerate's word for how sums are computed ("no", "bf16", "fp16").
 
     Attributes:
-        quantisation: "nf4" where the base's weights are held in 4 bits (`base` is what they are computed in), else "".
+        quantisation: "nf4" or "fp8" where the base's weights are held in 4 or 8 bits (`base` is what they are computed
+            in), else "".
     """
 
     base: torch.dtype
@@ -41,10 +42,10 @@ def choose(base: str, mixed: str, device: torch.device) -> Precision:
     import torch
 
     quantisation = ""
-    if base == "nf4":
-        base, quantisation = "bf16" if mixed in ("auto", "float32") else mixed, "nf4"
+    if base in ("fp8", "nf4"):
+        base, quantisation = "bf16" if mixed in ("auto", "float32") else mixed, base
     if base == "auto":
         base = "bf16" if multiplies_bf16_fast(device) else "float32"
     if mixed == "auto":
-        mixed = "float32" if base == "float32" else base
+        mixed = "float32" if base in ("float32", "float64") else base
     return Precision(getattr(torch, DTYPES[base]), "no" if mixed == "float32" else mixed, quantisation)

@@ -278,6 +278,10 @@ def test_weights_multiply(tmp_path: Path):
         ({"captions": CaptionRules(dropout=0.1)}, "caption"),
         ({"flip": True}, "flip"),
         ({"missing_pictures": "ignore"}, "missing_pictures"),
+        ({"class_words": "a cat"}, "class_words"),
+        ({"mask": "alpha"}, "mask"),
+        ({"regularisation": True, "visits": "as trained"}, "regularisation"),
+        ({"visits": 7}, "visits"),
     ],
 )
 def test_settings_of_pictures_are_refused(tmp_path: Path, settings: dict, key: str):

@@ -106,6 +106,10 @@ def _refuse_picture_settings(dataset: Dataset) -> None:
         "caption": dataset.captions != CaptionRules(),
         "flip": dataset.flip,
         "missing_pictures": dataset.missing_pictures != "error",
+        "class_words": bool(dataset.class_words),
+        "mask": dataset.mask is not None,
+        "regularisation": dataset.regularisation,
+        "visits": dataset.visits is not None and not dataset.regularisation,
     }
     if any(given.values()):
         keys = ", ".join(key for key, is_given in given.items() if is_given)

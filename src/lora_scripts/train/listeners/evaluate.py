@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from lora_scripts.contracts import Batch, Objective
@@ -19,6 +20,7 @@ class Evaluate:
         levels: quantiles of the noise to measure at.
         scores: measures the task: numbers under "logs", the rest under "details"; under "losses" the weighted loss and
             mass of examples, by id, whose loss was found on the way and need not be measured again.
+        averaged: context manager in which the weights to be exported are live.
         emit: where `Evaluated` goes.
     """
 
@@ -32,10 +34,12 @@ class Evaluate:
         every: int,
         levels: Sequence[float | None],
         scores: Callable[[], Mapping[str, Any]],
+        averaged: Callable[[], AbstractContextManager[None]],
         emit: Callable[[Event], object],
     ):
         self.family, self.objective, self.accelerator, self.batches = family, objective, accelerator, batches
         self.every, self.levels, self.scores, self.emit = every, levels, scores, emit
+        self.averaged = averaged
         self.total = 0
         self.latest: Evaluated | None = None
 
@@ -50,8 +54,8 @@ class Evaluate:
         return None
 
     def tell(self, step: int) -> Evaluated:
-        """Measure the weights of `step` and tell it."""
-        with measuring(self.family.trainable().values()):
+        """Measure the weights of `step`, as they would be exported, and tell it."""
+        with self.averaged(), measuring(self.family.trainable().values()):
             found = self.scores()
             loss = self.measure(found.get("losses", {}))
         logs = {**self.objective.reading(loss), **found.get("logs", {})}

@@ -1,0 +1,23 @@
+"""Linear warm-up, then (1 - progress) ** power down to a floor; power 1 is `linear`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lora_scripts.schedules._course import between, progress, rise
+
+
+class Config(BaseModel):
+    """Options of `schedule: {name: polynomial, ...}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    power: float = Field(2.0, gt=0, le=100)
+    floor: float = Field(0.0, ge=0, le=1)
+
+
+def factor(step: int, total: int, warmup: int, config: Config) -> float:
+    """Return what the peak rate is multiplied by in the step after `step` done ones (0 <= step < total)."""
+    if step < warmup:
+        return rise(step, warmup)
+    return between(config.floor, (1 - progress(step, total, warmup)) ** config.power)
