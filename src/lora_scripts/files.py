@@ -77,6 +77,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def at_home(path: Path | str) -> Path:
+    """Return a path with "~" as the user's home; an unknown user's stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def user_cache() -> Path:
     """Return the folder for what can be made again: `XDG_CACHE_HOME` where it is set, else the system's usual place."""
     if os.environ.get("XDG_CACHE_HOME"):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from lora_scripts import adapting, units
@@ -35,7 +36,7 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
         "cli.plan.cost",
         {
             "memory": units.format_bytes(counted.memory.peak),
-            "time": units.format_seconds(seconds(prepared, prepared.config, found, rate)),
+            "time": units.format_seconds(_seconds(prepared, prepared.config, _work(prepared), found, rate)),
             "device": str(found.device),
             "rate": f"{rate / 1e9:.0f}",
         },
@@ -54,6 +55,7 @@ def climb(prepared: Prepared, limit: int) -> tuple[list[Trial], Trial | None]:
         quantises=[name for name in prepared.family.quantises if _allowed(prepared, name)],
         offloads=len(first.waiting) if found.device.type == "cuda" else 0,
     )
+    work = _work(prepared)
     rates: dict[Any, float] = {}
 
     def tried(rung: Rung) -> Trial:
@@ -64,13 +66,15 @@ def climb(prepared: Prepared, limit: int) -> tuple[list[Trial], Trial | None]:
         base = precision_of(config, found).base
         if base not in rates:
             rates[base] = matrix_rate(found.device, base)
-        return Trial(rung, counted.memory.peak, seconds(prepared, config, found, rates[base]))
+        return Trial(rung, counted.memory.peak, _seconds(prepared, config, work, found, rates[base]))
 
     return ladder.climb(ladder.rungs(prepared.config, prepared.plan, facts), limit, tried)
 
 
 def _allowed(prepared: Prepared, quantisation: str) -> bool:
-    """Say whether the adapter can stand beside weights in so few bits."""
+    """Say whether the adapter can stand beside weights in so few bits, and what reads them is installed."""
+    if quantisation == "nf4" and find_spec("bitsandbytes") is None:
+        return False
     config = prepared.config.model_copy(update={"base_precision": quantisation, "init_lora": None})
     try:
         adapting.check(config, prepared.base, prepared.family, prepared.targets)
@@ -90,16 +94,20 @@ def _fewest(prepared: Prepared, where: Machine, first: Count, rung: Rung, limit:
     return rung, counted
 
 
-def seconds(prepared: Prepared, config: RunConfig, where: Machine, rate: float) -> float:
-    """Estimate how long a run of this config takes."""
+def _work(prepared: Prepared) -> Work:
+    """Count operations by group of examples, and visits."""
     counts: Counter[Any] = Counter({example.shape: 0 for example in prepared.examples})
     counts.update(prepared.examples[visit.example].shape for visit in visits(prepared.examples, 0))
     modules = prepared.family.skeleton(prepared.base)
     operations = {shape: prepared.family.operations(prepared.base, modules, shape) for shape in counts}
-    slower = ladder.slowdown(config, where.device.type)
+    return Work(operations, counts, prepared.family.pace)
+
+
+def _seconds(prepared: Prepared, config: RunConfig, work: Work, where: Machine, rate: float) -> float:
+    """Estimate how long a run of this config takes, in as many steps as the prepared one."""
     accumulation = prepared.plan.accumulation * prepared.config.batch_size // config.batch_size
     plan = replace(prepared.plan, accumulation=accumulation)
-    return estimate_seconds(plan, Work(operations, counts, prepared.family.pace, slower), rate)
+    return estimate_seconds(plan, replace(work, slower=ladder.slowdown(config, where.device.type)), rate)
 
 
 def matrix_rate(device: Any, dtype: Any) -> float:

@@ -19,6 +19,8 @@ from lora_scripts.config.schema import Choice, RunConfig
 from lora_scripts.data.record import Note
 from lora_scripts.errors import ConfigError, MachineError, Problem
 
+# A rate so many times below an optimizer's own was meant for another.
+LOW = 10
 CHOICES = {"optimizer": "optimizers", "schedule": "schedules", "adapter": "adapters"}
 
 
@@ -69,10 +71,21 @@ def settle(config: RunConfig, given: Collection[str]) -> tuple[RunConfig, list[N
             told["train_text_encoder.learning_rate"] = f"{rate:g}"
     if problems:
         raise ConfigError(problems=problems)
+    notes = _low_rate(config, module) if "learning_rate" in given else []
     if not chosen:
-        return config, []
+        return config, notes
     shown = ", ".join(f"{key} {value}" for key, value in told.items())
-    return config.model_copy(update=chosen), [Note("config.optimizer_defaults", {"optimizer": name, "chosen": shown})]
+    notes.append(Note("config.optimizer_defaults", {"optimizer": name, "chosen": shown}))
+    return config.model_copy(update=chosen), notes
+
+
+def _low_rate(config: RunConfig, module: Any) -> list[Note]:
+    """Say so where a rate is meant for another optimizer: one that finds its rate itself multiplies it by the given."""
+    usual = getattr(module, "RATE", None)
+    if not getattr(module, "ONE_RATE", False) or usual is None or config.learning_rate >= usual / LOW:
+        return []
+    values = {"optimizer": config.optimizer.name, "rate": f"{config.learning_rate:g}", "usual": f"{usual:g}"}
+    return [Note("config.low_rate", values)]
 
 
 def _other_rates(config: RunConfig, rate: float) -> list[Problem]:

@@ -20,7 +20,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.data.order import hold_out, is_regularisation, visits_by_purpose
 from lora_scripts.data.record import AS_TRAINED, CaptionRules, Dataset, Example, Note, Scan
 from lora_scripts.errors import BaseModelError, ConfigError, DataError, Problem
-from lora_scripts.files import user_cache
+from lora_scripts.files import at_home, user_cache
 from lora_scripts.train.plan import Plan, make
 
 
@@ -217,7 +217,7 @@ def resolve_base(name: str) -> Path:
         if not embedded.is_there(name):
             raise BaseModelError("base.not_fetched", name=name, command=embedded.command(name))
         return folder
-    path = Path(name).expanduser()
+    path = at_home(name)
     if path.exists() or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix == ".safetensors"):
         return path
     siblings = sorted(p.name for p in path.parent.iterdir())[:5] if path.parent.is_dir() else []

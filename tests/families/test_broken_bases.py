@@ -288,7 +288,7 @@ LOADED = [
     ("missing text tensor", tensors("text_encoder/model.safetensors", dict.popitem), "base.part_missing"),
     ("NaN", tensors("vae/diffusion_pytorch_model.safetensors", lambda t: next(iter(t.values())).fill_(float("nan"))),
      "base.weights_not_finite"),
-    ("more channels than weights", setting("unet/config.json", block_out_channels=[32, 96]), "base.cannot_load"),
+    ("more channels than weights", setting("unet/config.json", block_out_channels=[32, 96]), "base.part_missing"),
     ("unknown block", setting("unet/config.json", down_block_types=["EvilBlock", "DownBlock2D"]), "base.cannot_load"),
     ("unknown scheduler", setting("scheduler/scheduler_config.json", _class_name="EvilScheduler"),
      "base.unknown_scheduler"),

@@ -89,7 +89,7 @@ def test_a_language_models_folder(tmp_path):
     [
         (Facts("kohya", "lora"), "diffusers", "peft"),
         (Facts("kohya", "lora", mixed_alpha=True), "ComfyUI", "diffusers"),
-        (Facts("kohya", "dora"), "ComfyUI", "diffusers"),
+        (Facts("kohya", "dora"), "LyCORIS", "diffusers"),
         (Facts("kohya", "loha"), "Forge", "diffusers"),
         (Facts("diffusers", "lora"), "diffusers", "ComfyUI"),
         (Facts("peft", "lokr"), "peft", "ComfyUI"),

@@ -10,6 +10,7 @@ from typing import Any
 from lora_scripts.adapters.base_hash import weight_files
 from lora_scripts.adapters.safetensors_file import read_header
 from lora_scripts.errors import BaseModelError
+from lora_scripts.files import at_home
 
 CONFIG = "config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -19,7 +20,7 @@ def find(reference: str) -> Path | None:
     """Return the folder that a reference names, or the hub's snapshot in the local cache; None where it is neither."""
     if not reference:
         return None
-    path = Path(reference).expanduser()
+    path = at_home(reference)
     if (path / CONFIG).is_file():
         return path
     if HUB_ID.fullmatch(reference):

@@ -32,6 +32,8 @@ __all__ = [
     "load",
 ]
 
+# What resuming needs, beside the LoRA in a checkpoint's folder.
+STATE_FILE = "state.safetensors"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 # How a file's header calls the number format of its alphas, where it is not that of the other tensors.
 ALPHA_DTYPE = "alpha_dtype"
@@ -122,8 +124,11 @@ def inspect(path: Path, family: str = "") -> list[Found]:
     """
     configs: list[Path | None] = []
     sources = []
-    for file, config, component in _sources(path):
-        header = read_header(file)
+    try:
+        opened = [(file, config, component, read_header(file)) for file, config, component in _sources(path)]
+    except OSError as error:
+        raise BaseModelError("adapter.unreadable", path=path, reason=error.strerror or error) from error
+    for file, config, component, header in opened:
         layout, pieces = layouts.recognise(file, header)
         if layout == layouts.PEFT and config is None:
             raise BaseModelError("adapter.no_peft_config", path=file)
@@ -199,7 +204,7 @@ def _sources(path: Path) -> list[tuple[Path, Path | None, str | None]]:
     parts = [component for component in components if (path / component / PEFT_CONFIG).is_file()]
     if parts:
         return [_peft_source(path / component, component) for component in parts]
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if file.name != STATE_FILE)
     if len(files) == 1:
         return [(files[0], None, None)]
     raise BaseModelError("adapter.folder", path=path, names=some(file.name for file in files) or "-")
@@ -320,6 +325,8 @@ def _alpha(found: Found, component: str, module: str, tensors: dict[str, Tensor]
             does, goes into the last factor.
     """
     stored = tensors.pop(layouts.ALPHA, None)
+    if stored is not None and stored.numel() != 1:
+        raise BaseModelError("adapter.bad_alpha", path=found.path, name=module, shape=list(stored.shape))
     if component not in found.settings:
         # Kohya's tools take an alpha of 0 as "equal to the rank".
         return (float(stored) if stored is not None and rank else 0) or float(rank or 1)

@@ -27,6 +27,9 @@ _MORE_THAN_PAIRS = (
     *("use_bdlora", "use_qalora"),
 )
 
+# Matching time grows with the length of a path to this power.
+MOST_REPETITIONS = 3
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -56,7 +59,7 @@ class Settings:
 
 
 def _matched(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
-    found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    found = (value for key, value in patterns.items() if re.match(_whole(key), module))
     return next(found, otherwise)
 
 
@@ -89,7 +92,7 @@ def settings(
         own = {c: _for_component(values, c, is_whole) for c in components}
         _refuse_more_than_pairs(source, own.get(LANGUAGE_MODEL, {}))
         return {component: _parse(source, part, kind) for component, part in own.items() if part}
-    except (ValueError, TypeError, AttributeError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
         raise BaseModelError("adapter.bad_config", path=source, reason=error) from error
 
 
@@ -122,13 +125,30 @@ def _parse(path: Path, values: Mapping[str, Any], kind: str) -> Settings:
     start = values.get("init_lora_weights" if is_pairs else "init_weights")
     if start not in _PLAIN_INITIALISATIONS:
         raise BaseModelError("adapter.other_kind", path=path, kind=start)
-    patterns = {str(re.compile(k).pattern): float(v) for k, v in (values.get("alpha_pattern") or {}).items()}
-    ranks = {str(re.compile(k).pattern): int(v) for k, v in (values.get("rank_pattern") or {}).items()}
+    patterns = {_pattern(k): float(v) for k, v in (values.get("alpha_pattern") or {}).items()}
+    ranks = {_pattern(k): int(v) for k, v in (values.get("rank_pattern") or {}).items()}
     # Eight is what PEFT takes where a key is absent.
     alpha = float(values.get("lora_alpha" if is_pairs else "alpha", 8))
     if not all(math.isfinite(number) for number in (alpha, *patterns.values())):
         raise ValueError(f"alpha {alpha}, alpha_pattern {patterns}")
     return Settings(alpha, int(values.get("r", 8)), bool(values.get("use_rslora")), patterns, ranks)
+
+
+def _pattern(text: str) -> str:
+    """Return an expression from a file, if matching it ends soon: no repeated groups, and few repetitions.
+
+    Raises:
+        ValueError, re.error: it may take for ever, or is none.
+    """
+    if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > MOST_REPETITIONS:
+        raise ValueError(f"pattern {text}")
+    re.compile(_whole(text))
+    return text
+
+
+def _whole(pattern: str) -> str:
+    """Return what PEFT matches: the pattern at the end of a path."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def peft_type(kind: str) -> tuple[str, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 from lora_scripts import messages
@@ -12,8 +11,6 @@ QUIET_SECONDS = 2.0
 
 def quiet_libraries() -> None:
     """Keep the model libraries' progress bars and advice out of our lines."""
-    # It tells about kernels that nothing here uses.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -49,11 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
         console.line(shown)
     from lora_scripts import forecast
 
-    if limit is not None:
-        _ladder(console, prepared, limit)
-        return 0
     for code, params in forecast.forecast(prepared):
         console.say(code, **params)
+    if limit is not None:
+        _ladder(console, prepared, limit)
     return 0
 
 
@@ -96,7 +95,7 @@ def _table(tried: Sequence[Trial]) -> Any:
 
     table = Table(box=None, pad_edge=False)
     for name in ("rung", "memory", "time", "cost"):
-        table.add_column(messages.text(f"train.ladder.column_{name}"), no_wrap=name != "cost")
+        table.add_column(messages.text(f"train.ladder.column.{name}"), no_wrap=name != "cost")
     for trial in tried:
         table.add_row(
             messages.text(f"train.ladder.{trial.rung.name}"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_scripts import messages
+from lora_scripts.files import at_home
 
 if TYPE_CHECKING:
     from lora_scripts.importing.translation import Line
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_scripts.importing import kohya
 
     console = Console()
-    stem = arguments.path.expanduser().resolve().stem or "project"
+    stem = at_home(arguments.path).resolve().stem or "project"
     output = arguments.output or Path(f"kohya-{stem}.yaml")
     imported = kohya.read(arguments.path, output)
     kohya.save(imported, overwrite=arguments.overwrite)

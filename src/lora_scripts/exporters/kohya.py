@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # What a prompt's <lora:name:0.8> and the WebUI's lists cannot hold.
-FORBIDDEN = re.compile(r'[:<>=,/\\|?*"\x00-\x1f]')
+FORBIDDEN = re.compile(r'[:<>=,/\\|?*"\x00-\x1f\ud800-\udfff]')
 # The WebUI's words for "no LoRA", and the name of diffusers' own file in the same folder.
 TAKEN = ("None", "none", "Addams", Path(DIFFUSERS_FILE).stem)
 # File systems take 255 bytes; checkpoints add "-step-<number>" and the ending, unfinished files a prefix.

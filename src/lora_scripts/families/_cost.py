@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts.contracts import Base, Placement
 from lora_scripts.data.record import PictureExample
 from lora_scripts.families import _offload
-from lora_scripts.families._folder_files import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +25,9 @@ class PictureRehearsal:
     def __init__(self, kind: Any, base: Base, placement: Placement, options: Any = None):
         import torch
 
-        self._files = _Weightless(kind.stored(base), base.path)
+        self._files = _Weightless(kind.stored(base))
         self._placement = replace(placement, offload_blocks=0)
-        weightless = type(kind.__name__, (kind,), {"stored": classmethod(lambda cls, base: self._files)})
+        weightless: Any = type(kind.__name__, (kind,), {"stored": classmethod(lambda cls, base: self._files)})
         on_meta = replace(self._placement, device=torch.device("meta"))
         self.family: Any = weightless.load(base, on_meta, options)
 
@@ -82,17 +80,13 @@ class PictureRehearsal:
     def reading(self) -> int:
         """Return the most that main memory holds besides the UNet as it stays, while it is read.
 
-        A folder's files are mapped, and stay so where they have the format wanted; else they lie beside what is made of
-        them until all is converted. Of a single file one tensor at a time is read. What is to be held in few bits is
-        first there in the format it computes in.
+        One tensor at a time is read. What is to be held in few bits is first there in the format it computes in.
         """
-        stored = sum(file.stat().st_size for file in self._files.files("unet"))
-        wanted = self.family.base.parameters["unet"] * self._placement.base_dtype.itemsize
-        is_ready = abs(stored - wanted) < wanted / 100
         if not self._placement.quantisation:
-            return 0 if is_ready else stored
+            return 0
+        wanted = self.family.base.parameters["unet"] * self._placement.base_dtype.itemsize
         held = sum(tensor.nbytes for *_, tensor in _tensors(self.family.unet) if not tensor.requires_grad)
-        return wanted if is_ready else stored + wanted - held
+        return max(0, wanted - held)
 
     def waiting(self) -> list[int]:
         """Return the bytes of each block that could wait in main memory, the largest first."""
@@ -123,17 +117,13 @@ class _Weightless:
         device: where parts that are asked for from now on have their tensors; None is nowhere.
     """
 
-    def __init__(self, stored: Any, path: Path):
-        self._stored, self._path = stored, path
+    def __init__(self, stored: Any):
+        self._stored = stored
         self.device: torch.device | None = None
+        self._parts: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stored, name)
-
-    def files(self, part: str) -> list[Path]:
-        """Return the files of one part that are mapped into memory while it is read; none of a single file."""
-        stem = self._stored.architecture.weights()[part]
-        return weight_files(self._path, part, stem) if self._path.is_dir() else []
 
     def unet(self, dtype: torch.dtype) -> Any:
         """The UNet's shapes."""
@@ -154,8 +144,10 @@ class _Weightless:
     def _part(self, name: str, dtype: torch.dtype) -> Any:
         import torch
 
-        with torch.device("meta"):
-            return self._placed(self._stored.skeleton()[name], dtype)
+        if name not in self._parts:
+            with torch.device("meta"):
+                self._parts = dict(self._stored.skeleton())
+        return self._placed(self._parts.pop(name), dtype)
 
     def _placed(self, module: Any, dtype: torch.dtype) -> Any:
         for _, kept, name, tensor in _tensors(module):

@@ -13,7 +13,7 @@ from lora_scripts.families import _folder_files, _hub, _kinds
 from lora_scripts.families._architecture import CUSTOM, Architecture, tokenizer_of
 from lora_scripts.families._folder_files import read_json, weight_files
 from lora_scripts.families._folder_settings import Scheduler, Text, Unet, Vae, check_parts, settings
-from lora_scripts.families._stream import TensorFile, check_finite
+from lora_scripts.families._stream import TensorFile, assign, check_finite
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +114,10 @@ def _check_tokenizer(path: Path, folder: Path, rows: int) -> None:
         raise BaseModelError("base.tokenizer_differs", path=path, rows=rows)
 
 
+def _cannot_load(folder: Path, error: Exception) -> BaseModelError:
+    return BaseModelError("base.cannot_load", path=folder, reason=str(error).strip().split("\n")[0][:200])
+
+
 class Folder:
     """See `_architecture.Stored`."""
 
@@ -160,8 +164,7 @@ class Folder:
                 folder, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True, **wanted
             )
         except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise BaseModelError("base.cannot_load", path=folder, reason=reason) from error
+            raise _cannot_load(folder, error) from error
         lacking = sorted([*info["missing_keys"], *(row[0] for row in info["mismatched_keys"])])
         if lacking:
             raise BaseModelError("base.part_missing", path=folder, part=lacking[0])
@@ -169,10 +172,24 @@ class Folder:
         return model
 
     def unet(self, dtype: torch.dtype) -> Any:
-        """Load the UNet."""
+        """Load the UNet, one tensor at a time: its library would hold it twice where the format is another."""
+        import torch
         from diffusers import UNet2DConditionModel
 
-        return self._loaded(UNet2DConditionModel, "unet", torch_dtype=dtype)
+        folder = self.path / "unet"
+        try:
+            with torch.device("meta"):
+                model = UNet2DConditionModel.from_config(read_json(folder / "config.json"))
+        except (ValueError, RuntimeError, LookupError, TypeError) as error:
+            raise _cannot_load(folder, error) from error
+        files = [TensorFile(path) for path in weight_files(self.path, "unet", self.architecture.weights()["unet"])]
+        # All places first: tensors that are read and let go of in between would leave holes in memory.
+        state = {name: torch.empty(shape, dtype=dtype) for file in files for name, shape in file.shapes.items()}
+        for file in files:
+            for name, tensor in file.read(file.shapes):
+                state[name].copy_(tensor)
+        assign(model, state, folder)
+        return model.eval()
 
     def vae(self, dtype: torch.dtype) -> Any:
         """Load the autoencoder."""

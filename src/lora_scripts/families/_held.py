@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts.errors import MachineError
+from lora_scripts.errors import ConfigError, MachineError
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BLOCK = 64
 # A layer below this many weights saves next to nothing.
-SMALLEST = 1 << 14
+SMALLEST = 1 << 12
 # What keeps its 16 bits: time and other embeddings, a language model's output, and where latents come in and go out,
 # whose few weights every number passes through.
 KEPT = re.compile(r"(.*\.)?(\w*emb\w*|lm_head|embed_out|output_layer|conv_in|conv_out)(\..*)?")
@@ -49,9 +49,13 @@ def hold(
         device: where each weight is moved to first, so that the whole is never there in 16 bits.
 
     Raises:
+        ConfigError: no layer is large enough to be held.
         MachineError: nf4 without bitsandbytes.
     """
-    for _, layer in list(holdable(network)):
+    layers = list(holdable(network))
+    if not layers:
+        raise ConfigError("config.nothing_held", value=quantisation, least=SMALLEST)
+    for _, layer in layers:
         hold_layer(layer, quantisation, dtype, device)
     for parameter in network.parameters():
         # What stays as it was may be a view of a mapped file, all of which would stay in memory with it.
@@ -178,6 +182,7 @@ def _classes() -> tuple[type[nn.Linear], type[nn.Conv2d]]:
     import torch
     from torch import nn
     from torch.nn import functional
+    from torch.nn.grad import conv2d_input
 
     class LinearInput(torch.autograd.Function):
         """y = x W^T + b with W frozen; keeps nothing."""
@@ -211,7 +216,7 @@ def _classes() -> tuple[type[nn.Linear], type[nn.Conv2d]]:
             with torch.autocast(upstream.device.type, enabled=False):
                 weight_oikk = dequantised(ctx.layer)
                 upstream = upstream.to(weight_oikk.dtype)
-                made = torch.nn.grad.conv2d_input(ctx.shape, weight_oikk, upstream, *_geometry(ctx.layer))
+                made = conv2d_input(ctx.shape, weight_oikk, upstream, *_geometry(ctx.layer))
                 return made.to(ctx.dtype), None
 
     # PEFT makes the pair of a convolution as another of the layer's class: that has to be a plain one. A copy of a held
@@ -232,7 +237,7 @@ def _classes() -> tuple[type[nn.Linear], type[nn.Conv2d]]:
 
     # Read where a kind of pair looks at the weight beside it; a held weight cannot be written.
     for kind in (HeldLinear, HeldConv2d):
-        kind.weight = property(dequantised)  # type: ignore[assignment,method-assign]
+        kind.weight = property(dequantised)  # type: ignore[assignment]
     return HeldLinear, HeldConv2d
 
 

@@ -49,7 +49,7 @@ def install(network: nn.Module, placement: Placement) -> nn.Module:
     waiting = largest(network, wanted)
     _move_rest(network, waiting, placement.device)
     _pin(waiting)
-    setattr(network, ATTRIBUTE, Offload(waiting, _Stream(placement.device).fetch))
+    setattr(network, ATTRIBUTE, Offload(blocks(network), waiting, _Stream(placement.device).fetch))
     return network
 
 
@@ -107,7 +107,7 @@ def _pin(waiting: Sequence[nn.Module]) -> None:
 
 @dataclass
 class _Waiting:
-    """One block: where its tensors belong, the tensors, how often it is running, and copies under way."""
+    """One block: where the tensors that wait belong, the tensors, how often it runs, and copies under way."""
 
     slots: list[tuple[dict[str, Any], str, Tensor]]
     running: int = 0
@@ -116,17 +116,20 @@ class _Waiting:
 
 @dataclass
 class Offload:
-    """Fetches blocks as they are called.
+    """Fetches blocks as they are called, each while the one before it runs.
 
     What comes next is what came next the last time after these two: the forward pass and the backward pass run the
     same blocks in opposite orders, so one alone would not tell.
 
     Attributes:
+        blocks: all of the network's.
+        waiting: those that wait.
         fetch: see `Fetch`.
-        resident: indices of the blocks that are on the device or on their way.
+        resident: indices of those that wait and are on the device, or on their way.
         most: how many were, at most.
     """
 
+    blocks: Sequence[nn.Module]
     waiting: Sequence[nn.Module]
     fetch: Fetch
     resident: set[int] = field(default_factory=set)
@@ -134,10 +137,12 @@ class Offload:
     _blocks: list[_Waiting] = field(default_factory=list)
     _after: dict[tuple[int, int], int] = field(default_factory=dict)
     _last: tuple[int, int] = (-1, -1)
+    _expected: int = -1
 
     def __post_init__(self) -> None:
-        for index, block in enumerate(self.waiting):
-            self._blocks.append(_Waiting(_slots(block)))
+        away = set(map(id, self.waiting))
+        for index, block in enumerate(self.blocks):
+            self._blocks.append(_Waiting(_slots(block) if id(block) in away else []))
             block.forward = self._around(index, block.forward)
 
     def _around(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +154,7 @@ class Offload:
                 # Also when checkpointing leaves a block early, which it does by an exception.
                 self._leave(index)
 
-        return MethodType(run, self.waiting[index])
+        return MethodType(run, self.blocks[index])
 
     def _enter(self, index: int) -> None:
         block = self._blocks[index]
@@ -162,18 +167,17 @@ class Offload:
             kept[name] = copy
         self._after[self._last] = index
         self._last = (self._last[1], index)
-        expected = self._after.get(self._last, index)
-        for other in self.resident - {index, expected}:
+        self._expected = self._after.get(self._last, index)
+        for other in self.resident - {index, self._expected}:
             # It was expected and did not come.
             if not self._blocks[other].running:
-                self._blocks[other].coming = None
-                self.resident.discard(other)
-        if not self._blocks[expected].running:
-            self._begin(expected)
+                self._let_go(other)
+        if not self._blocks[self._expected].running:
+            self._begin(self._expected)
 
     def _begin(self, index: int) -> None:
         block = self._blocks[index]
-        if block.coming is None:
+        if block.slots and block.coming is None:
             block.coming = self.fetch([tensor for _, _, tensor in block.slots])
             self.resident.add(index)
             self.most = max(self.most, len(self.resident))
@@ -185,7 +189,12 @@ class Offload:
             return
         for kept, name, tensor in block.slots:
             kept[name] = tensor
-        block.coming = None
+        # Where the forward pass turns into the backward pass, a block follows itself.
+        if index != self._expected:
+            self._let_go(index)
+
+    def _let_go(self, index: int) -> None:
+        self._blocks[index].coming = None
         self.resident.discard(index)
 
 

@@ -19,7 +19,7 @@ from lora_scripts.errors import BaseModelError
 from lora_scripts.families import _kinds, _shapes
 from lora_scripts.families._architecture import CUSTOM, PLAIN, Architecture, Encoder, Layout
 from lora_scripts.families._shapes import UNET, VAE, has
-from lora_scripts.families._stream import TensorFile, check_finite
+from lora_scripts.families._stream import TensorFile, assign
 from lora_scripts.files import sha256_of
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class SingleFile:
         for name, tensor in file.read(wanted):
             for target in wanted[name]:
                 state[target] = tensor.to(dtype)
-        _assign(model, state, path)
+        assign(model, state, path)
         return model.eval()
 
     def vae(self, dtype: torch.dtype) -> Any:
@@ -195,7 +195,7 @@ class SingleFile:
             model = AutoencoderKL.from_config(self.vae_config())
         tensors = dict(self.file.read(name for name in self.file.shapes if name.startswith(VAE)))
         state = _translated(self.base.path, convert_ldm_vae_checkpoint, tensors, dict(model.config))
-        _assign(model, {name: tensor.to(dtype) for name, tensor in state.items()}, self.base.path)
+        assign(model, {name: tensor.to(dtype) for name, tensor in state.items()}, self.base.path)
         return model.eval()
 
     def text_encoder(self, component: str, dtype: torch.dtype) -> Any:
@@ -212,7 +212,7 @@ class SingleFile:
             name if name.startswith("text_projection.") else front + name.removeprefix("text_model."): tensor.to(dtype)
             for name, tensor in state.items()
         }
-        _assign(model, named, self.base.path)
+        assign(model, named, self.base.path)
         return model.eval()
 
     def _text_state(self, component: str, encoder: Encoder, model: Any) -> dict[str, Any]:
@@ -262,14 +262,3 @@ def _translated(path: Path, convert: Callable[..., dict[str, Any]], *arguments: 
         return {name: tensor for name, tensor in convert(*arguments).items() if tensor is not None}
     except KeyError as error:
         raise BaseModelError("base.part_missing", path=path, part=error.args[0]) from error
-
-
-def _assign(model: Any, state: Mapping[str, Any], path: Path) -> None:
-    """Give a model its tensors without copying, refusing anything missing or of another shape."""
-    known = model.state_dict()
-    missing = sorted(known.keys() - state.keys())
-    wrong = sorted(n for n in known.keys() & state.keys() if known[n].shape != state[n].shape)
-    if missing or wrong:
-        raise BaseModelError("base.part_missing", path=path, part=(missing + wrong)[0])
-    model.load_state_dict({name: tensor for name, tensor in state.items() if name in known}, assign=True)
-    check_finite(model, path)

@@ -182,3 +182,14 @@ def check_finite(module: nn.Module, path: Path) -> None:
         # A sum is one pass without a mask in memory; NaN and infinity survive it.
         if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)):
             raise BaseModelError("base.weights_not_finite", path=path, name=name)
+
+
+def assign(model: Any, state: Mapping[str, Any], path: Path) -> None:
+    """Give a model its tensors without copying, refusing anything missing or of another shape."""
+    known = model.state_dict()
+    missing = sorted(known.keys() - state.keys())
+    wrong = sorted(n for n in known.keys() & state.keys() if known[n].shape != state[n].shape)
+    if missing or wrong:
+        raise BaseModelError("base.part_missing", path=path, part=(missing + wrong)[0])
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name in known}, assign=True)
+    check_finite(model, path)

@@ -11,6 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lora_scripts.errors import ConfigError, DataError
+from lora_scripts.files import at_home
 from lora_scripts.importing.gui import from_gui, is_gui
 from lora_scripts.importing.translation import Setting
 
@@ -47,11 +48,15 @@ class Source:
 
     def find(self, name: str) -> Path:
         """Return where a path of the file leads: beside the file first, then from the current folder."""
-        path = Path(name).expanduser()
+        path = at_home(name)
         if path.is_absolute() or PureWindowsPath(name).is_absolute():
             return path
         beside = self.folder / path
-        return beside if beside.exists() or not path.exists() else path.absolute()
+        # What does not exist yet lies where its first folder does.
+        for tried, here in ((beside, path), (self.folder / path.parts[0], Path(path.parts[0]))) if path.parts else ():
+            if tried.exists() or here.exists():
+                return beside if tried.exists() else path.absolute()
+        return beside
 
 
 def open_source(path: Path) -> Source:
@@ -61,7 +66,7 @@ def open_source(path: Path) -> Source:
         ConfigError: it is not there, cannot be read, or is no kohya project.
         DataError: a folder without folders such as 10_name.
     """
-    path = path.expanduser().absolute()
+    path = at_home(path).absolute()
     if path.is_dir():
         return _folder(path)
     tree = read_tree(path)

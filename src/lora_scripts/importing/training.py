@@ -105,7 +105,7 @@ def _output(work: Translation, source: Source) -> None:
     work.put("output_dir", str(folder), "output_dir", "output_name")
     work.put("name", allowed, "output_name")
     if work.has("output_dir"):
-        work.changed("output_dir", "import.why.own_folder", f"output_dir: {folder.parent.name}/{allowed}")
+        work.changed("output_dir", "import.why.own_folder", f"output_dir: {folder}")
     if work.has("output_name") and allowed != name:
         work.changed("output_name", "import.why.name", f"name: {allowed}")
     else:

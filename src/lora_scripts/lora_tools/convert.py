@@ -45,7 +45,7 @@ def convert(order: Order, tell: Tell) -> Path:
     (one,) = sources.open_all([order.named], dtype=None)
     meta, path = one.adapter.meta, order.named.path
     output = order.output or beside(one, order.to)
-    target = writing.plan(output, order.to, meta, [path], overwrite=order.overwrite)
+    target = writing.plan(output, order.to, meta, [path], bases=[order.base], overwrite=order.overwrite)
     base = sources.find_base(order.base, meta.family, path) if order.base else None
     read = writing.write(writing.cast(one.adapter, order.dtype), target, tell, exact=True)
     changed = different(one.adapter, files.load(target.path, dtype=None))

@@ -76,7 +76,7 @@ def extract(order: Order, tell: Tell) -> Path:
     plugin = registry.load("families", base.family).plugin
     targets = _targets(plugin, order)
     meta = _describe(base, tuned, order, "")
-    target = writing.plan(order.output, order.to, meta, [], overwrite=order.overwrite)
+    target = writing.plan(order.output, order.to, meta, [], bases=[order.tuned, order.base], overwrite=order.overwrite)
     meta = _describe(base, tuned, order, plugin.weights_hash(base))
     theirs = sources.load_base(tuned)
     family = sources.load_base(base)

@@ -52,7 +52,8 @@ def merge(order: Order, tell: Tell) -> Path:
     for one in opened:
         sources.refuse_dependent(one)
     meta = describe(opened)
-    target = writing.plan(order.output, order.to, meta, [one.named.path for one in opened], overwrite=order.overwrite)
+    inputs = [one.named.path for one in opened]
+    target = writing.plan(order.output, order.to, meta, inputs, bases=[order.base], overwrite=order.overwrite)
     base = sources.find_base(order.base, meta.family, opened[0].named.path) if order.base else None
     _tell_bases(opened, tell)
     if order.rank is None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 _PICTURES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "kohya": {
         "lora": ("Stable Diffusion WebUI", "Forge", "ComfyUI", "InvokeAI", "diffusers", "kohya sd-scripts"),
-        # Diffusers drops the magnitudes with a warning: what it loads then is another LoRA.
-        "dora": ("Stable Diffusion WebUI 1.10", "Forge", "ComfyUI", "InvokeAI"),
+        # The WebUI norms over inputs, ComfyUI divides by the norm of the base's rows, diffusers drops the magnitudes.
+        "dora": ("LyCORIS",),
         "loha": ("Stable Diffusion WebUI", "Forge", "ComfyUI", "InvokeAI"),
         "lokr": ("Stable Diffusion WebUI", "Forge", "ComfyUI", "InvokeAI"),
     },

@@ -93,7 +93,7 @@ def resize(order: Order, tell: Tell) -> Path:
     (one,) = sources.open_all([order.named], dtype=None)
     sources.refuse_dependent(one)
     meta, path = one.adapter.meta, order.named.path
-    target = writing.plan(order.output, order.to, meta, [path], overwrite=order.overwrite)
+    target = writing.plan(order.output, order.to, meta, [path], bases=[order.base], overwrite=order.overwrite)
     base = sources.find_base(order.base, meta.family, path) if order.base else None
     stored = max(update.rank for update in sources.flat(one.adapter).values())
     # Kinds without a rank of their own have as many singular values as their matrices have rows or columns.

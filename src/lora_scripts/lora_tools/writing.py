@@ -16,7 +16,7 @@ from lora_scripts.adapters import files
 from lora_scripts.adapters.adapter import Adapter, AdapterMeta, LoraPair
 from lora_scripts.adapters.compare import compare
 from lora_scripts.errors import ConfigError
-from lora_scripts.files import cannot_write
+from lora_scripts.files import at_home, cannot_write
 from lora_scripts.lora_tools.sources import Tell
 from lora_scripts.units import format_bytes
 
@@ -52,12 +52,20 @@ class Target:
         return self.path.suffix.lower() == ENDING
 
 
-def plan(output: Path, to: str | None, meta: AdapterMeta, inputs: Sequence[Path], *, overwrite: bool = False) -> Target:
+def plan(
+    output: Path,
+    to: str | None,
+    meta: AdapterMeta,
+    inputs: Sequence[Path],
+    *,
+    bases: Sequence[Path | str] = (),
+    overwrite: bool = False,
+) -> Target:
     """Decide layout and place, before anything is computed.
 
     Args:
         to: the layout, or None for the one that most programs load: kohya's for pictures, PEFT's for texts.
-        inputs: what was read; never replaced.
+        inputs, bases: what was read, and the models; never replaced.
 
     Raises:
         ConfigError: the place is taken, is an input, or does not go with the layout; or the layout has no place for
@@ -79,7 +87,9 @@ def plan(output: Path, to: str | None, meta: AdapterMeta, inputs: Sequence[Path]
             raise ConfigError("lora.output_is_input", path=output)
         if not target.is_file and taken == _real(path if path.is_dir() else path.parent):
             raise ConfigError("lora.output_is_input", path=output)
-    wrong_kind = output.is_dir() if target.is_file else output.is_file()
+    if any(_real(Path(base)) in (taken, *taken.parents) for base in bases if base):
+        raise ConfigError("lora.output_is_input", path=output)
+    wrong_kind = output.exists() and not (output.is_file() if target.is_file else output.is_dir())
     occupied = output.exists() and (target.is_file or any(output.iterdir()) if not wrong_kind else True)
     if wrong_kind or (occupied and not overwrite):
         raise ConfigError("lora.occupied" if not wrong_kind else "lora.occupied_otherwise", path=output)
@@ -87,7 +97,7 @@ def plan(output: Path, to: str | None, meta: AdapterMeta, inputs: Sequence[Path]
 
 
 def _real(path: Path) -> Path:
-    return path.expanduser().resolve()
+    return at_home(path).resolve()
 
 
 def write(adapter: Adapter, target: Target, tell: Tell, *, exact: bool = False) -> Adapter:

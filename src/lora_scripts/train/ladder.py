@@ -82,7 +82,8 @@ def rungs(config: RunConfig, plan: Plan, facts: Facts) -> list[Rung]:
     steps += [(name, {"base_precision": name}) for name in lower if name in facts.quantises]
     if facts.offloads > config.offload_blocks:
         steps.append((OFFLOAD, {"offload_blocks": facts.offloads}))
-    found, changes = [Rung(AS_IT_IS)], {}
+    found = [Rung(AS_IT_IS)]
+    changes: dict[str, Any] = {}
     for name, more in steps:
         changes = changes | more
         found.append(Rung(name, changes))

@@ -95,8 +95,12 @@ class Ledger:
         import torch
         from torch.utils._pytree import tree_leaves
 
-        for tensor in tree_leaves(made):
-            if not isinstance(tensor, torch.Tensor) or tensor.device.type != self.device.type:
+        for tensor in (made,) if isinstance(made, torch.Tensor) else tree_leaves(made):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            # Asking a tensor without values for its device is an operation of its own.
+            device = getattr(tensor, "fake_device", None)
+            if (tensor.device if device is None else device).type != self.device.type:
                 continue
             storage = tensor.untyped_storage()
             key = storage._cdata
