@@ -6,6 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from lora_scripts import registry
@@ -78,8 +79,9 @@ class Count:
         return self.counted.base - max(0, sum(away) - sum(away[:2]))
 
 
+@cache
 def machine() -> Machine:
-    """Import what a run imports, and look at the memory."""
+    """Import what a run imports, and look at the memory; once, before anything is counted."""
     import diffusers
     import transformers
     from accelerate import PartialState
