@@ -79,21 +79,28 @@ class Count:
         return self.counted.base - max(0, sum(away) - sum(away[:2]))
 
 
-@cache
 def machine() -> Machine:
-    """Import what a run imports, and look at the memory; once, before anything is counted."""
-    import diffusers
-    import transformers
+    """Import what a run imports, and look at the memory."""
     from accelerate import PartialState
+
+    device = PartialState().device
+    runtime = _runtime() if device.type == "cpu" else CONTEXT_BYTES
+    free = memory.free_bytes(device)
+    return Machine(device, runtime, free + memory.used_bytes(device) if device.type == "cpu" else free)
+
+
+@cache
+def _runtime() -> int:
+    """Bytes of a process that has imported what a run imports; looked at once, before anything is counted."""
+    import diffusers
+    import torch
+    import transformers
 
     from lora_scripts import assembly
 
     # Libraries import their parts when they are asked for.
     parts = (diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, transformers.CLIPTextModel, assembly.build)
-    device = PartialState().device
-    runtime = memory.used_bytes(device) if parts and device.type == "cpu" else CONTEXT_BYTES
-    free = memory.free_bytes(device)
-    return Machine(device, runtime, free + runtime if device.type == "cpu" else free)
+    return memory.used_bytes(torch.device("cpu")) if parts else 0
 
 
 def precision_of(config: RunConfig, where: Machine) -> Precision:
