@@ -6,7 +6,6 @@ import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from lora_scripts import registry
@@ -80,7 +79,7 @@ class Count:
 
 
 def machine() -> Machine:
-    """Import what a run imports, and look at the memory."""
+    """Import what a run imports, and look at the memory: to be done once, before anything is counted."""
     from accelerate import PartialState
 
     device = PartialState().device
@@ -89,9 +88,8 @@ def machine() -> Machine:
     return Machine(device, runtime, free + memory.used_bytes(device) if device.type == "cpu" else free)
 
 
-@cache
 def _runtime() -> int:
-    """Bytes of a process that has imported what a run imports; looked at once, before anything is counted."""
+    """Bytes of a process that has imported what a run imports."""
     import diffusers
     import torch
     import transformers

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_scripts import adapting, units
 from lora_scripts.config.schema import RunConfig
-from lora_scripts.counting import Count, Machine, count, machine, precision_of
+from lora_scripts.counting import Count, Machine, count, precision_of
 from lora_scripts.data.order import visits
 from lora_scripts.errors import ConfigError
 from lora_scripts.preparation import Prepared
@@ -22,9 +22,8 @@ from lora_scripts.train.ladder import OFFLOAD, Facts, Rung, Trial
 MATRIX = 1024
 
 
-def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def forecast(prepared: Prepared, found: Machine) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield message codes with parameters; loads torch, but no weights."""
-    found = machine()
     counted = count(prepared, found)
     for component, (modules, tensors, parameters) in counted.trained.items():
         yield (
@@ -45,9 +44,8 @@ def forecast(prepared: Prepared) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield ("cli.plan.does_not_fit", {"free": units.format_bytes(found.free).replace(" ", "")})
 
 
-def climb(prepared: Prepared, limit: int) -> tuple[list[Trial], Trial | None]:
+def climb(prepared: Prepared, found: Machine, limit: int) -> tuple[list[Trial], Trial | None]:
     """Try rung after rung of the ladder until one fits into `limit` bytes; see `train.ladder`."""
-    found = machine()
     first = count(prepared, found)
     precision = precision_of(prepared.config, found)
     facts = Facts(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_scripts.cli._console import Console
+    from lora_scripts.counting import Machine
     from lora_scripts.preparation import Prepared
     from lora_scripts.train.ladder import Trial
 
@@ -47,12 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
     for shown in prepared.family.explain(prepared.base, prepared.examples, SHOWN):
         console.line("")
         console.line(shown)
-    from lora_scripts import forecast
+    from lora_scripts import counting, forecast
 
-    for code, params in forecast.forecast(prepared):
+    machine = counting.machine()
+    for code, params in forecast.forecast(prepared, machine):
         console.say(code, **params)
     if limit is not None:
-        _ladder(console, prepared, limit)
+        _ladder(console, prepared, machine, limit)
     return 0
 
 
@@ -66,11 +68,11 @@ def _size(text: str) -> int:
     return size
 
 
-def _ladder(console: Console, prepared: Prepared, limit: int) -> None:
+def _ladder(console: Console, prepared: Prepared, machine: Machine, limit: int) -> None:
     """Print what was tried, and the lines for the config that fit."""
     from lora_scripts import forecast
 
-    tried, fits = forecast.climb(prepared, limit)
+    tried, fits = forecast.climb(prepared, machine, limit)
     console.say("train.ladder.title", memory=units.format_bytes(limit))
     console.rich.print(_table(tried))
     console.say("train.ladder.always")
