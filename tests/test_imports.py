@@ -25,7 +25,7 @@ LAYERS = {
     "contracts": 1.5,
     **dict.fromkeys(("families", "objectives", "optimizers", "schedules", "exporters", "captioners"), 2.0),
     "train": 3.0,
-    **dict.fromkeys(("app", "runs", "lora_tools", "importing"), USE_CASES),
+    **dict.fromkeys(("app", "runs", "lora_tools", "importing", "labels", "doctor"), USE_CASES),
     **dict.fromkeys(("cli", "web", "__main__", "embedded.training", ""), 5.0),
 }
 PLUGIN_FOLDERS = ("families", "objectives", "optimizers", "schedules", "exporters", "captioners", "data.readers")

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from lora_scripts.errors import ConfigError
 
-KINDS = ("families", "objectives", "optimizers", "schedules", "adapters", "exporters", "readers")
+KINDS = ("families", "objectives", "optimizers", "schedules", "adapters", "exporters", "readers", "captioners")
 _FOLDERS = {"readers": "data/readers", "adapters": "adapters/kinds"}
 
 

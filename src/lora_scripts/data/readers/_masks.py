@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_scripts.data.caption_files import listed
+from lora_scripts.data.folder import walk
 from lora_scripts.data.masks import ALPHA
-from lora_scripts.data.readers._folder import walk
 from lora_scripts.data.record import Dataset, Note
 from lora_scripts.errors import DataError
 

@@ -16,7 +16,7 @@ from lora_scripts.data import buckets, masks
 from lora_scripts.data.caption_files import Assigned, assign, listed, source_notes
 from lora_scripts.data.captions import tags_of
 from lora_scripts.data.decode import Decoded, decode_bytes, read_bytes, read_header
-from lora_scripts.data.readers._folder import no_pictures, sentences, walk
+from lora_scripts.data.folder import no_pictures, sentences, walk
 from lora_scripts.data.readers._masks import sort_out
 from lora_scripts.data.record import AS_TRAINED, Dataset, Dropped, Example, Note, PictureExample, Scan, Sizes
 from lora_scripts.errors import ConfigError, DataError

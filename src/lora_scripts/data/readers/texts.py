@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lora_scripts.data.readers._folder import sentences, walk
+from lora_scripts.data.folder import sentences, walk
 from lora_scripts.data.record import CaptionRules, Dataset, Dropped, Note, TextRow
 from lora_scripts.data.texts import checks, fields, files, formats, tasks
 from lora_scripts.data.texts.checks import leaks

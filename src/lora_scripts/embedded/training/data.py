@@ -51,7 +51,7 @@ class Emoji:
 
 def load_emojis(tarballs: Path) -> list[Emoji]:
     """Return the gallery's emojis in emoji.json's order; `is_concept` marks what the model learns."""
-    rows = json.loads(_members(tarballs / NOTO, "package/emoji.json")["emoji.json"])
+    rows = json.loads(tar_members(tarballs / NOTO, "package/emoji.json")["emoji.json"])
     return [
         Emoji(
             name=row["name"].lower(),
@@ -85,13 +85,13 @@ def _draw(name: str, data: bytes) -> np.ndarray:
     return _draw_svg(data) if name.endswith(".svg") else on_white(Image.open(io.BytesIO(data)))
 
 
-def _stems(codepoints: str) -> list[str]:
+def stems_of(codepoints: str) -> list[str]:
     """File stems a set may use for one emoji: with and without the variation selector."""
     short = codepoints.replace("-fe0f", "")
     return list(dict.fromkeys(s.lstrip("0") if strip else s for s in (codepoints, short) for strip in (False, True)))
 
 
-def _slug(codepoints: str) -> str | None:
+def slug_of(codepoints: str) -> str | None:
     """The high-contrast set names its files after Unicode's English name: "red-apple"."""
     import emoji
 
@@ -103,7 +103,7 @@ def _slug(codepoints: str) -> str | None:
     return None
 
 
-def _members(path: Path, prefix: str) -> dict[str, bytes]:
+def tar_members(path: Path, prefix: str) -> dict[str, bytes]:
     with tarfile.open(path) as archive:
         return {
             Path(member.name).name: file.read()
@@ -115,16 +115,16 @@ def _members(path: Path, prefix: str) -> dict[str, bytes]:
 def prepare(tarballs: Path, work: Path) -> None:
     """Draw every picture once and write `work/pictures.npz`, `work/rows.json`, `work/manifest.json`."""
     emojis = load_emojis(tarballs)
-    noto = _members(tarballs / NOTO, "package/img/google/64/")
-    flat = _members(tarballs / FLAT, "package/assets/")
-    solid = _members(tarballs / SOLID, "package/assets/")
-    contrast = _members(tarballs / HIGH_CONTRAST, "package/icons/high-contrast/")
+    noto = tar_members(tarballs / NOTO, "package/img/google/64/")
+    flat = tar_members(tarballs / FLAT, "package/assets/")
+    solid = tar_members(tarballs / SOLID, "package/assets/")
+    contrast = tar_members(tarballs / HIGH_CONTRAST, "package/icons/high-contrast/")
     pictures: list[np.ndarray] = []
     rows: list[dict] = []
     manifest: list[dict] = []
     for emoji_row in emojis:
-        stems = _stems(emoji_row.codepoints)
-        slug = _slug(emoji_row.codepoints)
+        stems = stems_of(emoji_row.codepoints)
+        slug = slug_of(emoji_row.codepoints)
         choices = {
             "noto": (NOTO, noto, [f"{s}.png" for s in stems]),
             "flat": (FLAT, flat, [f"{s}.svg" for s in stems]),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .data import HIGH_CONTRAST, _draw, _members, _slug, load_emojis
+from .data import HIGH_CONTRAST, _draw, load_emojis, slug_of, tar_members
 
 FOLDER = Path("examples/style_high_contrast")
 NUM_PICTURES = 60
@@ -36,8 +36,8 @@ def file_name(name: str) -> str:
 
 def available(tarballs: Path) -> dict[str, bytes]:
     """Return the SVG of every concept that has a high-contrast icon, by name, in emoji.json's order."""
-    icons = _members(tarballs / HIGH_CONTRAST, "package/icons/high-contrast/")
-    slugs = {emoji.name: _slug(emoji.codepoints) for emoji in load_emojis(tarballs) if emoji.is_concept}
+    icons = tar_members(tarballs / HIGH_CONTRAST, "package/icons/high-contrast/")
+    slugs = {emoji.name: slug_of(emoji.codepoints) for emoji in load_emojis(tarballs) if emoji.is_concept}
     return {name: icons[f"{slug}.svg"] for name, slug in slugs.items() if slug and f"{slug}.svg" in icons}
 
 

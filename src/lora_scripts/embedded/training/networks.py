@@ -52,6 +52,29 @@ def build_text_encoder(tokenizer):
     )
 
 
+def build_image_tower():
+    """ResNetForImageClassification, (3, 64, 64) -> 128 shared dimensions, 3 M parameters."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=48,
+            hidden_sizes=[48, 96, 192, 320],
+            depths=[1, 2, 2, 1],
+            layer_type="basic",
+            downsample_in_first_stage=False,
+            num_labels=128,
+        )
+    )
+
+
+def build_label_text_tower(tokenizer):
+    """CLIPTextModelWithProjection, width 128, 2 layers, onto 128 shared dimensions."""
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(build_text_encoder(tokenizer).config)
+
+
 def build_unet():
     """UNet2DConditionModel on (16, 8, 8) latents, 13.7 M parameters with the text encoder's 0.74 M beside."""
     from diffusers import UNet2DConditionModel

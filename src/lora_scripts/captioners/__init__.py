@@ -1,0 +1,1 @@
+"""Labelling models: one file each; see `contracts.Captioner`."""
