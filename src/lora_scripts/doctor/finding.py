@@ -1,7 +1,7 @@
 """What the doctor says: findings, each with what, why it matters, how many, what to look at and how to mend it.
 
-The sentences of the finding `blurry` of topic "pictures" stand in the message catalogue as `pictures.blurry.what`, `.why`
-and `.fix`; placeholders are `{count}` and the finding's `params`.
+The sentences of the finding `blurry` of topic "pictures" stand in the message catalogue as `pictures.blurry.what`,
+`.why` and `.fix`; placeholders are `{count}` and the finding's `params`.
 """
 
 from __future__ import annotations
