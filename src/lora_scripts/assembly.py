@@ -36,6 +36,7 @@ from lora_scripts.train.listeners.tensorboard import TensorBoard
 from lora_scripts.train.loader import Loader
 from lora_scripts.train.loop import Course, Trainer
 from lora_scripts.train.precision import Precision, choose
+from lora_scripts.train.recovery import Recovery
 
 # Frozen encoders run in float32 at least: their work is done once, and half precision breaks some VAEs.
 ENCODER_DTYPE = torch.float32
@@ -63,6 +64,7 @@ class Run:
     hub: Hub
     evaluate: Evaluate | None
     advice: Advice
+    recovery: Recovery
     best: Best
     signals: Signals
     base_hash: str
@@ -72,6 +74,10 @@ class Run:
         meta = describe(self.prepared, step, self.base_hash, name)
         with self.averaged():
             return self.injected.adapter(meta)
+
+    def remembered(self) -> dict[str, Any]:
+        """Return what keeps counts that a resumed run needs, by its name in a checkpoint."""
+        return {"advice": self.advice, "best": self.best, "recovery": self.recovery}
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the averaged weights in place for a while, where there are any: ours or the optimizer's."""
@@ -131,6 +137,7 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
     schedule_config = schedule.Config(**config.schedule.options)
     loader = _loader(prepared, family, prepared.examples, cache, machine)
     tensors = [p for group in parameters.values() for p in group.values()]
+    recovery = Recovery(config.not_finite, config.not_finite_limit, hub.emit)
     trainer = Trainer(
         family,
         objective,
@@ -144,6 +151,7 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         emit=hub.emit,
         average=Average(tensors, config.ema) if config.ema is not None else None,
         buffers=injected.buffers(),
+        recover=recovery,
     )
     held = _loader(prepared, family, prepared.held, cache, machine) if prepared.held else None
     run = Run(
@@ -157,6 +165,7 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         hub,
         None,
         Advice(hub.emit),
+        recovery,
         Best(),
         Signals(),
         base_hash,
@@ -168,6 +177,8 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
 def fill(run: Run, say: Any) -> None:
     """Fill the cache for all epochs and let go of the encoders."""
     progress = lambda part, done, total: say("train.encoding", part=part, done=done, total=total)  # noqa: E731
+    for loader in filter(None, (run.loader, run.held)):
+        loader.waiting = lambda error, seconds: say("train.waiting", reason=str(error), seconds=f"{seconds:g}")
     filled = run.loader.fill(run.prepared.plan.epochs, tell=progress)
     reused, made = filled.reused, filled.made
     if run.held is not None:
@@ -182,12 +193,12 @@ def fill(run: Run, say: Any) -> None:
 
 def resume(run: Run, folder: RunFolder, say: Any) -> None:
     """Continue from the newest whole checkpoint, where there is one."""
-    found = checkpoint.load_newest(folder.checkpoints, lambda code, params: say(code, **params))
+    run.recovery.newest = lambda: checkpoint.load_newest(folder.checkpoints, lambda code, params: say(code, **params))
+    found = run.recovery.newest()
     if found is not None:
         state.restore(run.trainer, found)
-        if isinstance(found.facts.get("advice"), dict):
-            run.advice.load_state_dict(found.facts["advice"])
-        run.best.load_state_dict(found.facts.get("best"))
+        for name, part in run.remembered().items():
+            part.load_state_dict(found.facts.get(name))
         say("train.resuming", step=found.step, total=run.prepared.plan.steps)
 
 
@@ -198,7 +209,12 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
     listeners: list[Any] = [run.signals]
     if writes:
         warn = lambda sentence: say("train.note", note=sentence)  # noqa: E731
-        listeners += [JsonLines(folder.events_path, step, warn), TensorBoard(folder.curves, step), *more, run.advice]
+        listeners += [
+            JsonLines(folder.events_path, step, warn),
+            TensorBoard(folder.curves, step, warn),
+            *more,
+            run.advice,
+        ]
         listeners.append(Report(folder.events_path, folder.report, run.prepared.config.resolved_name))
     if run.evaluate is not None:
         listeners += [run.evaluate, run.best]
@@ -230,7 +246,7 @@ def _save(run: Run, folder: RunFolder) -> Save:
         folder.checkpoints,
         run.prepared.plan.saves,
         run.prepared.config.keep_checkpoints,
-        lambda: state.capture(run.trainer, {"advice": run.advice.state_dict(), "best": run.best.state_dict()}),
+        lambda: state.capture(run.trainer, {name: part.state_dict() for name, part in run.remembered().items()}),
         lambda staged, step: _add_lora(run, staged, step),
         run.hub.emit,
         lambda: run.best.found.step if run.best.found is not None else None,

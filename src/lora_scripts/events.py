@@ -55,6 +55,32 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A step without an update: its loss or gradient was not finite; `ids` are examples it was made of."""
+
+    step: int
+    ids: str
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The run went back to `step` after step `failed` was not finite; the rates are `factor` of what they would be."""
+
+    step: int
+    failed: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The memory was full in the step after `step`: micro-batches hold `after` examples at most from here on."""
+
+    step: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class EpochEnded:
     """All steps of an epoch are done, or all of the run that fell into it; `loss` is their mean."""
 
@@ -115,5 +141,18 @@ class Failed:
     error: str
 
 
-Event = Started | Stepped | EpochEnded | Evaluated | Previewed | Saved | Advised | Finished | Failed
+Event = (
+    Started
+    | Stepped
+    | Skipped
+    | RolledBack
+    | Shrunk
+    | EpochEnded
+    | Evaluated
+    | Previewed
+    | Saved
+    | Advised
+    | Finished
+    | Failed
+)
 Listener = Callable[[Event], Command | None]

@@ -93,7 +93,10 @@ def accelerator(scaler=None):
     """What the loop needs of Accelerate, from the real thing."""
     from accelerate import Accelerator
 
-    return Accelerator(cpu=True)
+    made = Accelerator(cpu=True)
+    # It makes one of its own on a GPU only.
+    made.scaler = scaler
+    return made
 
 
 def build(
@@ -110,6 +113,8 @@ def build(
     options=None,
     rate=1e-2,
     buffers=None,
+    scaler=None,
+    max_norm=1.0,
 ):
     """A trainer over the toy, with the optimizer of that name as `assembly` builds it; its events; its hub."""
     family = ToyFamily(dtype, dropout)
@@ -118,7 +123,7 @@ def build(
     tensors = [tensor for group in parameters.values() for tensor in group.values()]
     module = registry.load("optimizers", optimizer)
     parts = [{"params": list(group.values()), "lr": rate, "component": name} for name, group in parameters.items()]
-    machine = accelerator()
+    machine = accelerator(scaler)
     events = []
     hub = Hub([events.append])
     trainer = Trainer(
@@ -130,7 +135,7 @@ def build(
         factor=lambda step: 1 / (1 + step / 10),
         batches=loader,
         accelerator=machine,
-        course=Course(total, loader.steps_per_epoch, 1.0, 3),
+        course=Course(total, loader.steps_per_epoch, max_norm, 3),
         emit=hub.emit,
         average=Average(tensors, average) if average else None,
         buffers=buffers or {},

@@ -196,6 +196,8 @@ class RunConfig(Section):
     schedule: Choice = Choice(name="cosine")
     warmup: int | str = "5%"
     max_grad_norm: float | None = Field(1.0, gt=0)
+    not_finite: Literal["stop", "skip", "roll_back"] = Field("stop", json_schema_extra=FREE)
+    not_finite_limit: int = Field(3, ge=1, le=1000, json_schema_extra=FREE)
     ema: float | None = Field(None, gt=0, lt=1)
 
     caption: CaptionSection = CaptionSection()

@@ -52,17 +52,10 @@ def write(folder: Path, state: State, add_files: Callable[[Path], None]) -> Path
     Raises:
         MachineError: no space or not writable; older checkpoints are untouched.
     """
-    from safetensors.torch import save
-
     final = folder / f"step-{state.step}"
     staged = folder / f"{STAGED}{final.name}"
     try:
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        data = save(_apart(state.tensors))
-        (staged / "state.safetensors").write_bytes(data)
-        add_files(staged)
-        names = sorted(path.name for path in staged.iterdir())
+        names = _stage(staged, state, add_files)
         for name in names:
             with (staged / name).open("rb+") as file:
                 sync(file.fileno())
@@ -81,6 +74,32 @@ def write(folder: Path, state: State, add_files: Callable[[Path], None]) -> Path
         shutil.rmtree(staged, ignore_errors=True)
         raise
     return final
+
+
+def rehearse(folder: Path, state: State, add_files: Callable[[Path], None]) -> int:
+    """Write what a save would write, and remove it again; return its bytes.
+
+    Raises:
+        MachineError: no space or not writable; better before the first step than after the first hour.
+    """
+    staged = folder / f"{STAGED}rehearsal"
+    try:
+        return sum((staged / name).stat().st_size for name in _stage(staged, state, add_files))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _stage(staged: Path, state: State, add_files: Callable[[Path], None]) -> list[str]:
+    """Write the files of a checkpoint into a new folder; return their names."""
+    from safetensors.torch import save
+
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    (staged / "state.safetensors").write_bytes(save(_apart(state.tensors)))
+    add_files(staged)
+    return sorted(path.name for path in staged.iterdir())
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

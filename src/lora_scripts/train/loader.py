@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,8 +13,11 @@ from lora_scripts.contracts import Batch, Draw, Family, Request
 from lora_scripts.data.cache import Cache, entry_key
 from lora_scripts.data.order import Visit, is_regularisation, micro_batches, seed_of, steps_of_epoch, visits
 from lora_scripts.data.record import Example
+from lora_scripts.errors import DataError
 
 CHUNK = 16
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between tries to read a file of the data: a network drive may come back."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Loader:
         step_size: visits a step over all processes.
         batch_size: visits a micro-batch at most.
         budget: length a micro-batch at most, where length counts.
+
+    Attributes:
+        waiting: told what cannot be read, and the seconds until it is tried again.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Loader:
         self.family, self.examples, self.cache = family, examples, cache
         self.seed, self.step_size, self.batch_size, self.budget = seed, step_size, batch_size, budget
         self.rank, self.world = 0, 1
+        self.waiting: Callable[[DataError, float], object] = lambda error, seconds: None
         self.steps_per_epoch = -(-len(visits(examples, 0)) // step_size)
         self._keys: dict[str, str] = {}
         self._epoch = lru_cache(maxsize=2)(
@@ -65,6 +73,11 @@ class Loader:
         """Return every example once, but the ids `without`, with draws that never change, for a measurement."""
         chosen = [visit for visit in visits(self.examples, -1) if self.examples[visit.example].id not in without]
         return [[self.batch(part)] for part in self._split(chosen)]
+
+    def shrink(self, batch_size: int) -> None:
+        """Put at most so many examples into a micro-batch from here on, and half of the length where that counts."""
+        self.batch_size = batch_size
+        self.budget = None if self.budget is None else max(1, self.budget // 2)
 
     def largest(self) -> list[Batch]:
         """Return one micro-batch of the largest group, for the rehearsal."""
@@ -129,7 +142,7 @@ class Loader:
             keys = [key for key, request in missing.items() if request.part == part]
             for start in range(0, len(keys), CHUNK):
                 chunk = keys[start : start + CHUNK]
-                for key, tensors in zip(chunk, self.family.encode([missing[key] for key in chunk]), strict=True):
+                for key, tensors in zip(chunk, self._encode([missing[key] for key in chunk]), strict=True):
                     self.cache.put(key, tensors)
                 tell(part, min(start + CHUNK, len(keys)), len(keys))
         return Filled(reused=len(mine) - len(missing), made=len(missing))
@@ -149,9 +162,25 @@ class Loader:
         try:
             return self.cache.get(key)
         except KeyError:
-            tensors = self.family.encode([request])[0]
+            tensors = self._encode([request])[0]
             self.cache.put(key, tensors)
             return tensors
+
+    def _encode(self, requests: Sequence[Request]) -> Sequence[Any]:
+        """Encode; what cannot be read is tried again for a while.
+
+        Raises:
+            DataError: it still cannot be read, or it is not what it was.
+        """
+        for seconds in PAUSES:
+            try:
+                return self.family.encode(requests)
+            except DataError as error:
+                if error.code != "data.unreadable":
+                    raise
+                self.waiting(error, seconds)
+                time.sleep(seconds)
+        return self.family.encode(requests)
 
 
 def _area(group: Any) -> float:

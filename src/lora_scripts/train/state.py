@@ -53,6 +53,8 @@ def capture(trainer: Trainer, facts: Mapping[str, Any]) -> State:
         "optimizer_groups": _groups(optimizer, named, writer),
         "optimizer_on_cpu": writer.on_cpu,
         "epoch_losses": list(trainer.epoch_losses),
+        "slowed": trainer.slowed,
+        "micro_batch": [trainer.batches.batch_size, trainer.batches.budget],
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
     return State(trainer.done, writer.tensors, {**own, **facts})
@@ -92,9 +94,19 @@ def restore(trainer: Trainer, state: State) -> None:
     if trainer.accelerator.scaler is not None and state.facts["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state.facts["scaler"])
     trainer.done = state.step
+    _restore_measures(trainer, state)
     # A checkpoint at an epoch's end is written before the epoch is told about.
     ended = state.step % trainer.course.steps_per_epoch == 0
     trainer.epoch_losses = [] if ended else list(state.facts["epoch_losses"])
+
+
+def _restore_measures(trainer: Trainer, state: State) -> None:
+    """Put back what the run has learned of rates and sizes; checkpoints of earlier versions do not know of it."""
+    trainer.slowed = float(state.facts.get("slowed", 1.0))
+    # A run that goes back to an earlier state keeps the smaller micro-batches that it has found to fit since.
+    size, budget = state.facts.get("micro_batch", (None, None))
+    if size is not None and size < trainer.batches.batch_size:
+        trainer.batches.batch_size, trainer.batches.budget = size, budget
 
 
 class _Writer:

@@ -66,7 +66,9 @@ class Advice:
         """Return what a resumed run needs to say the same things."""
         return {"recent": list(self.recent), "held": self.held, "said": sorted(self.said)}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict | None) -> None:
         """Continue from `state_dict`."""
+        if not isinstance(state, dict):
+            return
         self.recent.extend(state["recent"])
         self.held, self.said = list(state["held"]), set(state["said"])

@@ -6,7 +6,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from lora_scripts import messages, units
-from lora_scripts.events import Advised, Command, EpochEnded, Evaluated, Event, Finished, Saved, Started, Stepped
+from lora_scripts.events import (
+    Advised,
+    Command,
+    EpochEnded,
+    Evaluated,
+    Event,
+    Finished,
+    RolledBack,
+    Saved,
+    Shrunk,
+    Skipped,
+    Started,
+    Stepped,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,11 +54,22 @@ class Progress:
             self.say("train.evaluated", step=event.step, loss=f"{event.loss:.4f}", more=more)
         elif isinstance(event, Saved):
             self.say("train.saved", step=event.step, path=event.path)
+        elif isinstance(event, Skipped | RolledBack | Shrunk):
+            self._trouble(event)
         elif isinstance(event, Advised):
             self.say(event.code, **event.params)
         elif isinstance(event, Finished) and self.bar is not None:
             self.bar.stop()
         return None
+
+    def _trouble(self, event: Skipped | RolledBack | Shrunk) -> None:
+        """Tell what was done about a step that failed."""
+        if isinstance(event, Skipped):
+            self.say("train.skipped", step=event.step, ids=event.ids)
+        elif isinstance(event, RolledBack):
+            self.say("train.rolled_back", step=event.step, failed=event.failed, factor=f"{event.factor:g}")
+        else:
+            self.say("train.shrunk", before=event.before, after=event.after)
 
     def say(self, code: str, **params: object) -> None:
         """Print one sentence of the catalogue."""

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lora_scripts.contracts import Batch, Objective
-from lora_scripts.events import Command, Evaluated, Event, Started, Stepped
+from lora_scripts.events import Command, Evaluated, Event, Skipped, Started, Stepped
 from lora_scripts.train.modes import measuring
 
 
@@ -49,7 +49,7 @@ class Evaluate:
             self.total = event.total
             if event.step == 0:
                 self.tell(0)
-        elif isinstance(event, Stepped) and (event.step % self.every == 0 or event.step == self.total):
+        elif isinstance(event, Stepped | Skipped) and (event.step % self.every == 0 or event.step == self.total):
             self.tell(event.step)
         return None
 

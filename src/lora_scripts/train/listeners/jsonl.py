@@ -22,21 +22,28 @@ class JsonLines:
 
     def __init__(self, path: Path, step: int, warn: Any):
         self.path, self.warn, self._warned = path, warn, False
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        try:
+            if path.exists():
+                kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+                path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        except OSError as error:
+            self._warn(error)
 
     def __call__(self, event: Event) -> Command | None:
         """Write one line."""
         row = {"v": SCHEMA_VERSION, "event": type(event).__name__, **dataclasses.asdict(event)}
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         except OSError as error:
-            if not self._warned:
-                self.warn(messages.text("train.log_gap", path=self.path, reason=error.strerror or str(error)))
-                self._warned = True
+            self._warn(error)
         return None
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self.warn(messages.text("train.log_gap", path=self.path, reason=error.strerror or str(error)))
+            self._warned = True
 
 
 def _step_of(line: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.events import Command, Event, Previewed, Saved
+from lora_scripts.events import Advised, Command, Event, Previewed, Saved, Started
+
+log = logging.getLogger("lora_scripts")
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,43 @@ class Preview:
         self.folder, self.family, self.wish = folder, family, wish
         self.at, self.off, self.averaged, self.emit = frozenset(at), off, averaged, emit
         self._before: Sequence[Any] | None = None
+        self._failed = False
 
     def __call__(self, event: Event) -> Command | None:
-        """Make the preview after a save."""
-        if isinstance(event, Saved) and event.step in self.at:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self._before is None:
-                with self.off():
-                    self._before = self._make()
-            with self.averaged():
-                after = self._make()
-            path = self.family.lay_out(self._before, after, self.wish.prompts, self.folder / f"step-{event.step}")
-            shutil.copyfile(path, self.folder / f"before_after{path.suffix}")
-            self.emit(Previewed(event.step, str(path)))
+        """Make the base's part before the first step, and the whole after a save."""
+        if isinstance(event, Started) and event.step < event.total and self.at:
+            self._try(event.step, self._show_base)
+        elif isinstance(event, Saved) and event.step in self.at:
+            self._try(event.step, lambda: self._show(event.step))
         return None
+
+    def _try(self, step: int, show: Callable[[], None]) -> None:
+        """Make a preview; one that cannot be made costs a sentence and never the run."""
+        try:
+            show()
+        except Exception as error:
+            # Whatever goes wrong in drawing: training is worth more.
+            log.warning("preview", exc_info=True)
+            if not self._failed:
+                reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+                self.emit(Advised(step, "train.preview_failed", {"step": step, "reason": reason}))
+            self._failed = True
+
+    def _show_base(self) -> None:
+        with self.off():
+            self._before = self._make()
+
+    def _show(self, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._before is None:
+            self._show_base()
+        with self.averaged():
+            after = self._make()
+        assert self._before is not None
+        path = self.family.lay_out(self._before, after, self.wish.prompts, self.folder / f"step-{step}")
+        shutil.copyfile(path, self.folder / f"before_after{path.suffix}")
+        self._failed = False
+        self.emit(Previewed(step, str(path)))
 
     def _make(self) -> Sequence[Any]:
         return self.family.preview(self.wish.prompts, seed=self.wish.seed, **self.wish.settings)

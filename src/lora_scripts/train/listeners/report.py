@@ -41,7 +41,7 @@ class Report:
 def measurements(events: Path) -> list[dict[str, Any]]:
     """Return the held-out measurements of a run, one a step, oldest first."""
     found: dict[int, dict[str, Any]] = {}
-    lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
+    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
     for line in lines:
         try:
             row = json.loads(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from lora_scripts.events import Command, Event, Finished, Saved, Stepped
+from lora_scripts.events import Command, Event, Finished, Saved, Skipped, Started, Stepped
 from lora_scripts.train import checkpoint
 
 
@@ -38,8 +38,10 @@ class Save:
         self.saved = -1
 
     def __call__(self, event: Event) -> Command | None:
-        """Save after a planned step, or at a stop that fell between two."""
-        planned = isinstance(event, Stepped) and event.step in self.at
+        """Try a save before the first step; save after a planned one, and at a stop that fell between two."""
+        if isinstance(event, Started) and event.step < event.total:
+            checkpoint.rehearse(self.folder, self.capture(), lambda staged: self.add_files(staged, event.step))
+        planned = isinstance(event, Stepped | Skipped) and event.step in self.at
         stopped = isinstance(event, Finished) and event.stopped and event.step > 0
         if (planned or stopped) and event.step != self.saved:
             path = checkpoint.write(self.folder, self.capture(), lambda staged: self.add_files(staged, event.step))
