@@ -22,6 +22,7 @@ USE_CASES = 4.0
 LAYERS = {
     **dict.fromkeys(("errors", "messages", "units", "files", "registry", "events", "embedded"), 0.0),
     **dict.fromkeys(("data", "adapters", "config", "diffusion"), 1.0),
+    "labelling": 1.4,
     "contracts": 1.5,
     **dict.fromkeys(("families", "objectives", "optimizers", "schedules", "exporters", "captioners"), 2.0),
     "train": 3.0,

@@ -14,8 +14,8 @@ from typing import Any
 from lora_scripts import identity, messages, registry
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.data.cache import Cache
-from lora_scripts.errors import LoraScriptsError, Stopped
-from lora_scripts.events import Failed
+from lora_scripts.errors import DataError, LoraScriptsError, Stopped
+from lora_scripts.events import Command, Event, Failed, Finished
 from lora_scripts.preparation import Prepared, cache_folder, file_names, prepare
 from lora_scripts.runs import SCHEMA_VERSION, RunFolder
 from lora_scripts.train import checkpoint
@@ -23,6 +23,8 @@ from lora_scripts.train.memory import peak_bytes
 
 log = logging.getLogger("lora_scripts")
 Tell = Callable[..., None]
+# The exit code of a run that was asked to stop by another process: as if by Ctrl-C.
+ASKED = 130
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def train(
         if is_main():
             folder.sweep()
             checkpoint.sweep(folder.checkpoints)
-        with _logged(folder) if is_main() else nullcontext():
+            Cache(cache_folder(config)).open()
+        with _logged(folder, say) if is_main() else nullcontext():
             return _train(prepared, folder, names, listeners, say, restart=restart)
 
 
@@ -128,13 +131,21 @@ def _train(
     state = "failed"
     try:
         assembly.resume(run, folder, say)
+        if is_main():
+            run.hub.listeners.append(_kept(folder, record, say))
         assembly.listen(run, folder, listeners, say)
         finished = run.trainer.fit(run.loader.largest())
         if not finished.stopped:
             extra = finishing.export(run, folder, files, say)
             record["files"] += [path.name for path in extra if path.name not in record["files"]]
         state = "stopped" if finished.stopped else "finished"
+    except DataError as error:
+        # Data are read between steps only, so that what was done so far is whole and can be saved.
+        run.hub.emit(Finished(run.trainer.done, prepared.plan.steps, True))
+        run.hub.emit(Failed(run.trainer.done, str(error)))
+        raise
     except LoraScriptsError as error:
+        record["error"] = str(error)
         run.hub.emit(Failed(run.trainer.done, str(error)))
         raise
     finally:
@@ -148,8 +159,22 @@ def _train(
         if is_main():
             folder.write_record(record)
     if finished.stopped:
-        raise Stopped("train.stopped", exit_code=run.signals.exit_code, step=finished.step, total=finished.total)
+        raise Stopped(
+            "train.stopped", exit_code=run.signals.exit_code or ASKED, step=finished.step, total=finished.total
+        )
     return Outcome(prepared, folder.path, files, finished.step)
+
+
+def _kept(folder: RunFolder, record: Mapping[str, Any], say: Tell) -> Callable[[Event], Command | None]:
+    """Return a listener that makes the folder and its record anew where somebody deleted them."""
+
+    def keep(event: Event) -> Command | None:
+        if not folder.record_path.exists():
+            folder.write_record(record)
+            say("train.folder_gone", path=folder.path)
+        return None
+
+    return keep
 
 
 def _beside(names: Mapping[str, str]) -> list[str]:
@@ -178,6 +203,8 @@ def _new_record(prepared: Prepared, base_hash: str) -> dict[str, Any]:
         "base": {"name": prepared.base.name, "family": prepared.base.family, "hash": base_hash},
         "environment": identity.environment(),
         "sessions": [],
+        "given": sorted(prepared.config.model_fields_set),
+        "started_in": str(Path.cwd()),
     }
 
 
@@ -203,11 +230,30 @@ def _resolved(prepared: Prepared, machine: Any) -> dict[str, Any]:
     }
 
 
+class _LogFile(logging.Handler):
+    """Opens its file for each record, so that it begins anew where that is deleted; tells once what it cannot write."""
+
+    def __init__(self, path: Path, say: Tell):
+        super().__init__()
+        self.path, self.say, self._told = path, say, False
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; training goes on without it."""
+        try:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(self.format(record) + "\n")
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                reason = error.strerror or str(error)
+                self.say("train.note", note=messages.text("train.log_gap", path=self.path, reason=reason))
+
+
 @contextmanager
-def _logged(folder: RunFolder) -> Iterator[None]:
+def _logged(folder: RunFolder, say: Tell) -> Iterator[None]:
     """Keep what is said, and the whole trace of any error, in train.log."""
-    handler = logging.FileHandler(folder.log_path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = _LogFile(folder.log_path, say)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -26,6 +26,7 @@ from lora_scripts.train.estimate import frugal
 from lora_scripts.train.hub import Hub
 from lora_scripts.train.listeners.advice import Advice
 from lora_scripts.train.listeners.best import Best
+from lora_scripts.train.listeners.control import Control
 from lora_scripts.train.listeners.evaluate import Evaluate
 from lora_scripts.train.listeners.jsonl import JsonLines
 from lora_scripts.train.listeners.preview import Preview, Wish
@@ -68,6 +69,7 @@ class Run:
     best: Best
     signals: Signals
     base_hash: str
+    control: Control | None = None
 
     def adapter(self, step: int, name: str = "") -> Adapter:
         """Return the adapter as it would be exported now: averaged where averages are on."""
@@ -208,6 +210,7 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
     writes = run.trainer.accelerator.is_main_process
     listeners: list[Any] = [run.signals]
     if writes:
+        run.control = Control(folder.control, run.hub.emit)
         warn = lambda sentence: say("train.note", note=sentence)  # noqa: E731
         listeners += [
             JsonLines(folder.events_path, step, warn),
@@ -222,7 +225,7 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
         listeners.append(_save(run, folder))
     if writes and run.prepared.config.preview.enabled:
         listeners.append(_preview(run, folder))
-    run.hub.listeners += listeners
+    run.hub.listeners += [*listeners, *([run.control] if run.control else []), run.signals.asked]
     return run.hub
 
 

@@ -81,6 +81,14 @@ class Shrunk:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Somebody asked for something after `step`: "save", "preview" or "stop"."""
+
+    step: int
+    what: str
+
+
+@dataclass(frozen=True)
 class EpochEnded:
     """All steps of an epoch are done, or all of the run that fell into it; `loss` is their mean."""
 
@@ -147,6 +155,7 @@ Event = (
     | Skipped
     | RolledBack
     | Shrunk
+    | Asked
     | EpochEnded
     | Evaluated
     | Previewed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -63,6 +64,23 @@ def check_same(record: Mapping[str, Any], config: RunConfig, examples: Sequence[
         raise DataError("train.data_changed", count=len(changed), names=names, path=config.output_dir)
     if record["base"]["hash"] != base_hash:
         raise BaseModelError("train.base_changed", base=config.base_model, path=config.output_dir)
+
+
+def recorded_config(record: Mapping[str, Any], path: Path) -> RunConfig:
+    """Return the config a run was started with; keys that came after it have their defaults.
+
+    Raises:
+        ConfigError: it cannot be understood.
+    """
+    values = record["config"]
+    try:
+        whole = RunConfig.model_validate(values)
+        bare = config_facts(RunConfig.model_construct())
+        # A key that was left out must stay so: a family refuses keys that say nothing to it.
+        given = record.get("given") or [key for key in values if values[key] != bare.get(key)]
+        return RunConfig.model_validate({key: values[key] for key in given if key in config_facts(whole)})
+    except ValidationError as error:
+        raise ConfigError("train.record_broken", path=path / "run.json") from error
 
 
 def _completed(values: Mapping[str, Any]) -> Mapping[str, Any]:

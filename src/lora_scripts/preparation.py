@@ -55,7 +55,11 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
         ConfigError, BaseModelError, DataError: in words, before anything heavy is imported.
     """
     optimization.check_installed(config)
-    base = find_base(config)
+    Cache(cache_folder(config)).check()
+    try:
+        base = find_base(config)
+    except BaseModelError as error:
+        raise _with_missing_data(config, error) from error
     family = registry.load("families", base.family).plugin
     objective = _objective(config, family)
     _refuse_foreign_keys(config, family, objective)
@@ -84,6 +88,18 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     plan = make(config, examples, processes)
     prepared = Prepared(config, base, family, objective, targets, scan, examples, held, plan, notes, chosen)
     return replace(prepared, notes=[*notes, *_serving_notes(prepared)])
+
+
+def _with_missing_data(config: RunConfig, error: BaseModelError) -> BaseModelError | ConfigError:
+    """Return the error, together with what else can be told without a base: data that are not there."""
+    alone = config.train_data_dir
+    paths = (
+        {"train_data_dir": alone} if alone else {f"datasets.{i}.path": d.path for i, d in enumerate(config.datasets)}
+    )
+    absent = [
+        Problem("data.path_missing", {"key": key, "path": path}) for key, path in paths.items() if not path.exists()
+    ]
+    return ConfigError(problems=[Problem(error.code, error.params), *absent]) if absent else error
 
 
 def _serving_notes(prepared: Prepared) -> list[Note]:
@@ -210,7 +226,7 @@ def resolve_base(name: str) -> Path:
     Raises:
         BaseModelError: nothing is there.
     """
-    if name.startswith(embedded.PREFIX) and not Path(name).exists():
+    if name.startswith(embedded.PREFIX) and not _exists(Path(name)):
         folder = embedded.resolve(name)
         if folder is None:
             raise BaseModelError("base.no_embedded", name=name, known=", ".join(embedded.names()))
@@ -218,10 +234,19 @@ def resolve_base(name: str) -> Path:
             raise BaseModelError("base.not_fetched", name=name, command=embedded.command(name))
         return folder
     path = at_home(name)
-    if path.exists() or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix == ".safetensors"):
+    if _exists(path) or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix == ".safetensors"):
         return path
-    siblings = sorted(p.name for p in path.parent.iterdir())[:5] if path.parent.is_dir() else []
+    is_near = _exists(path.parent) and path.parent.is_dir()
+    siblings = sorted(p.name for p in path.parent.iterdir())[:5] if is_near else []
     raise BaseModelError("base.not_found", path=name, known=", ".join(siblings) or "-")
+
+
+def _exists(path: Path) -> bool:
+    """Say whether a path exists; one that is too long, or holds a NUL, does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def datasets(config: RunConfig) -> list[Dataset]:

@@ -44,6 +44,7 @@ class RunFolder:
         self.curves = path / "logs"
         self.checkpoints = path / "checkpoints"
         self.previews = path / "previews"
+        self.control = path / "control"
         self.report = path / "report.md"
 
     def check(self) -> None:
@@ -80,7 +81,11 @@ class RunFolder:
         return record
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Replace run.json atomically."""
+        """Replace run.json atomically; the folder is made where it is gone."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         write_bytes(self.record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
     def sweep(self) -> None:
@@ -127,6 +132,30 @@ class RunFolder:
             yield
         finally:
             os.close(handle)
+
+    def owner(self) -> dict[str, Any] | None:
+        """Return who holds the folder now, or None; a process that ended holds nothing, however it ended."""
+        path = self.path / ".lock"
+        try:
+            handle = os.open(path, os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            return None if _lock(handle) else _owner(path)
+        finally:
+            os.close(handle)
+
+    def ask(self, what: str) -> None:
+        """Leave a request for the process that trains here; see `train.listeners.control`.
+
+        Raises:
+            MachineError: the folder cannot be written.
+        """
+        try:
+            self.control.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.control, error) from error
+        write_bytes(self.control / what, b"", durable=False)
 
 
 def _lock(handle: int) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from lora_scripts import messages
+
 LANGUAGE_MODEL = "language_model"
 TEXT_MODEL = "text_model."
 MAX_NAMED = 10
@@ -41,6 +43,6 @@ def split_words(flat: str, compounds: Sequence[str]) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """Join at most ten names for a sentence, sorted; "..." stands for the rest."""
+    """Join at most ten names for a sentence, sorted and made printable; "..." stands for the rest."""
     ordered = sorted(names)
-    return ", ".join(ordered[:MAX_NAMED]) + (", ..." if len(ordered) > MAX_NAMED else "")
+    return ", ".join(map(messages.printable, ordered[:MAX_NAMED])) + (", ..." if len(ordered) > MAX_NAMED else "")

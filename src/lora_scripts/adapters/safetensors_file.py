@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_scripts.errors import BaseModelError
 from lora_scripts.files import replace_file
@@ -26,6 +28,9 @@ MAX_HEADER_BYTES = 100_000_000
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 # A zip archive, which torch.save writes, and the bare pickles of protocols 2 to 5 before that.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+# Half of a surrogate pair: JSON can write it alone, but no file and no console takes it.
+_HALF = re.compile("[\ud800-\udfff]")
 
 # The library sorts tensors by descending alignment (its own order of types), then by name.
 DTYPES = {
@@ -145,15 +150,52 @@ def read_header(path: Path) -> Header:
     return header
 
 
+class NameTwiceError(ValueError):
+    """A header names something twice: readers disagree which one counts."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
+
+
+def parse_rows(text: bytes) -> dict[str, Any]:
+    """Parse a header's JSON, whoever wrote it.
+
+    Raises:
+        NameTwiceError: a name stands there twice.
+        ValueError: it is no JSON object, nests beyond sense, or holds half of a character.
+    """
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise NameTwiceError(Counter(name for name, _ in pairs).most_common(1)[0][0])
+        return found
+
+    try:
+        rows = json.loads(text, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(rows, dict) or (b"\\u" in text and _HALF.search(json.dumps(rows, ensure_ascii=False))):
+        raise ValueError("no object of texts")
+    return rows
+
+
+def are_sizes(values: Any) -> bool:
+    """Say whether a header's value is a list of whole numbers, none below 0."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
 def _parse(path: Path, text: bytes) -> tuple[Header, int]:
     """Return the header and how many bytes of tensors it announces."""
     try:
-        entries = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
-        tensors = {k: TensorInfo(v["dtype"], tuple(map(int, v["shape"]))) for k, v in entries.items()}
-        end = max((int(v["data_offsets"][1]) for v in entries.values()), default=0)
-        return Header({str(k): str(v) for k, v in metadata.items()}, tensors), end
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        entries = parse_rows(text)
+        metadata = {str(k): str(v) for k, v in entries.pop("__metadata__", {}).items()}
+        if not all(are_sizes(row["shape"]) and are_sizes(row["data_offsets"]) for row in entries.values()):
+            raise ValueError("sizes")
+        tensors = {name: TensorInfo(str(row["dtype"]), tuple(row["shape"])) for name, row in entries.items()}
+        return Header(metadata, tensors), max((row["data_offsets"][1] for row in entries.values()), default=0)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise BaseModelError("adapter.not_safetensors", path=path) from error
 
 

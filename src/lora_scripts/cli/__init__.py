@@ -1,7 +1,8 @@
 """The command line: one file a verb; the folder is the list.
 
 A verb's module defines `add_arguments(parser)` and `run(arguments) -> int`; its one-line help stands in the message
-catalogue under `cli.verb.<name>`. A verb that is a word of Python's own has "_" behind its file's name.
+catalogue under `cli.verb.<name>`. A verb that is a word of Python's own has "_" behind its file's name; "-" is "_"
+in it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ QUIET = {
 
 def verbs() -> list[str]:
     """Return the names of all verbs."""
-    return sorted(path.stem.rstrip("_") for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(
+        path.stem.rstrip("_").replace("_", "-")
+        for path in Path(__file__).parent.glob("*.py")
+        if not path.stem.startswith("_")
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,10 +73,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     asked = next((word for word in words if not word.startswith("-")), None)
     for name in verbs():
-        sub = commands.add_parser(name, help=messages.text(f"cli.verb.{name}"))
+        sub = commands.add_parser(name, help=messages.text(f"cli.verb.{name.replace('-', '_')}"))
         if name == asked:
-            module = importlib.import_module(f"lora_scripts.cli.{name}{'_' * keyword.iskeyword(name)}")
-            sub.description = messages.text(f"cli.verb.{name}")
+            module = importlib.import_module(
+                f"lora_scripts.cli.{name.replace('-', '_')}{'_' * keyword.iskeyword(name)}"
+            )
+            sub.description = messages.text(f"cli.verb.{name.replace('-', '_')}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser

@@ -12,6 +12,7 @@ from lora_scripts.data.order import is_regularisation
 
 if TYPE_CHECKING:
     from lora_scripts.app import Outcome
+    from lora_scripts.config.schema import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train as the config and the command line say."""
+    return start(_config_arguments.load(arguments), restart=arguments.restart)
+
+
+def start(config: RunConfig, *, restart: bool) -> int:
     """Print the plan, train, say where the results are."""
-    config = _config_arguments.load(arguments)
     from lora_scripts import app
     from lora_scripts.cli import _plan_table
     from lora_scripts.preparation import prepare
@@ -33,14 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     prepared = prepare(config, app.processes())
     quiet_libraries()
     if not app.is_main():
-        app.train(config, prepared=prepared, restart=arguments.restart)
+        app.train(config, prepared=prepared, restart=restart)
         return 0
     for line in _plan_table.lines(prepared):
         console.line(line)
     from lora_scripts.train.listeners.console import Progress
 
     outcome = app.train(
-        config, prepared=prepared, restart=arguments.restart, listeners=[Progress(console.rich)], tell=console.say
+        config, prepared=prepared, restart=restart, listeners=[Progress(console.rich)], tell=console.say
     )
     if outcome.already:
         console.say("train.already", steps=outcome.steps, path=outcome.folder)

@@ -14,12 +14,13 @@ from lora_scripts import registry
 from lora_scripts.config import sets
 from lora_scripts.config.schema import RunConfig, default_choice
 from lora_scripts.errors import ConfigError, Problem
+from lora_scripts.messages import printable
 
 MAX_BYTES = 1 << 20
 MAX_ALIASES = 32
 MAX_DEPTH = 20
 # What the YAML library raises on odd values besides its own errors: dates that are none, numbers of a million digits.
-_NOT_YAML = (YAMLError, RecursionError, ValueError, TypeError, AttributeError, KeyError, OverflowError)
+_NOT_YAML = (YAMLError, RecursionError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
 _CHOICES = {"optimizer": "optimizers", "schedule": "schedules", "adapter": "adapters"}
 _NAMES = {"family": "families", "objective": "objectives"}
 
@@ -76,11 +77,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        reason = (error.problem or error.context or "").split("\n")[0]
+        reason = printable((error.problem or error.context or "").split("\n")[0])
         problem = Problem("config.not_yaml", {"reason": reason}, where)
         raise ConfigError(problems=[problem]) from error
     except _NOT_YAML as error:
-        raise ConfigError(problems=[Problem("config.not_yaml", {"reason": str(error)[:200]}, str(path))]) from error
+        raise ConfigError(problems=[Problem("config.not_yaml", {"reason": printable(str(error)[:200])}, str(path))]) from error
     if not isinstance(plain, dict):
         raise ConfigError("config.not_mapping", path=path)
     return plain, lines
@@ -233,7 +234,7 @@ def _problem(
     """Turn one of pydantic's errors into one of our sentences."""
     at = _location(row["loc"], tree)
     where = _where(prefix + at, lines, file)
-    dotted = ".".join(prefix + at)
+    dotted = printable(".".join(prefix + at))
     kind, context = row["type"], row.get("ctx", {})
     if kind == "extra_forbidden":
         known = _fields_at(model, at[:-1])
@@ -296,5 +297,5 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, str) else f'"{value}"'
+    text = repr(value) if not isinstance(value, str) else f'"{printable(value)}"'
     return text if len(text) <= 80 else text[:77] + "..."

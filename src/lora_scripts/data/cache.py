@@ -6,21 +6,26 @@ cut, full disk) is noticed when it is read and made again. Several runs may shar
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_scripts.files import cannot_write, write_bytes
+from lora_scripts.files import STAGED_PREFIX, cannot_write, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 1
 MEMORY_BYTES = 2 << 30
+STALE_SECONDS = 600
+"""An entry is written in far less; what is older was left by a process that was killed."""
 
 
 def entry_key(part: str, encoder: str, content: str) -> str:
@@ -40,6 +45,43 @@ class Cache:
         self.folder, self.memory_bytes = folder, memory_bytes
         self._memory: OrderedDict[str, Mapping[str, Tensor]] = OrderedDict()
         self._held = 0
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written, as far as that can be told without writing.
+
+        Raises:
+            MachineError: it, or what it would be made in, is no folder or may not be written.
+        """
+        place = self.folder
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            number = errno.ENOTDIR
+        elif not os.access(place, os.W_OK | os.X_OK):
+            number = errno.EACCES
+        else:
+            return
+        raise cannot_write(self.folder, OSError(number, os.strerror(number)))
+
+    def open(self) -> None:
+        """Make the folder, try to write into it, and sweep what a kill between writing and renaming left.
+
+        Raises:
+            MachineError: the folder cannot be written.
+        """
+        probe = self.folder / f"{STAGED_PREFIX}{os.getpid()}-probe"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        oldest = time.time() - STALE_SECONDS
+        for staged in self.folder.glob(f"[0-9a-f][0-9a-f]/{STAGED_PREFIX}*"):
+            # Another run may sweep, or finish its entry, at the same time.
+            with contextlib.suppress(OSError):
+                if staged.stat().st_mtime < oldest:
+                    staged.unlink()
 
     def path(self, key: str) -> Path:
         """Return where an entry lies."""
@@ -116,6 +158,6 @@ def _is_whole(file, size: int) -> bool:
     try:
         header = json.loads(file.read(length))
         end = max((row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return 8 + length + end == size
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
-    return 8 + length + end == size

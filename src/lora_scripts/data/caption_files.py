@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lora_scripts import messages
 from lora_scripts.data.caption_tables import Row, read_table, read_text
 from lora_scripts.data.record import Dataset, Note
 from lora_scripts.errors import DataError
@@ -90,14 +91,14 @@ def assign(dataset: Dataset, pictures: Sequence[str], others: Sequence[str]) -> 
         unlisted = [name for name in pictures if name not in rows]
         if unlisted:
             notes.append(Note("data.unlisted", {"file": table.name, **listed(unlisted)}))
-    sidecars, passed_over = _sidecars([name for name in pictures if name not in rows], others)
+    beside, passed_over = sidecars([name for name in pictures if name not in rows], others)
     if passed_over:
         notes.append(Note("data.sidecars_ignored", {"used": SIDECARS[0], **listed(passed_over)}))
-    beside_rows = _sidecars(list(rows), others, allow_shared=True)[0] if table is not None else {}
+    beside_rows = sidecars(list(rows), others, allow_shared=True)[0] if table is not None else {}
     if table is not None and beside_rows:
         notes.append(Note("data.sidecars_ignored", {"used": table.name, **listed(sorted(beside_rows.values()))}))
-    assigned = {name: _assigned(name, rows, table, sidecars, dataset) for name in pictures}
-    used = {*sidecars.values(), *beside_rows.values(), *passed_over, *({*TABLES} & {*others})}
+    assigned = {name: _assigned(name, rows, table, beside, dataset) for name in pictures}
+    used = {*beside.values(), *beside_rows.values(), *passed_over, *({*TABLES} & {*others})}
     if table is not None and table.resolve().is_relative_to(dataset.path.resolve()):
         used.add(table.resolve().relative_to(dataset.path.resolve()).as_posix())
     return Assignment(assigned, tuple(notes), frozenset(used))
@@ -118,7 +119,7 @@ def source_notes(assigned: Iterable[Assigned]) -> list[Note]:
 
 def listed(names: Sequence[str]) -> dict[str, object]:
     """Return the parameters of a message that counts names and shows the first of them."""
-    shown = ", ".join(names[:SHOWN])
+    shown = ", ".join(map(messages.printable, names[:SHOWN]))
     return {"count": len(names), "examples": shown + (", ..." if len(names) > SHOWN else "")}
 
 
@@ -174,10 +175,11 @@ def _match(rows: Sequence[Row], pictures: Sequence[str], table: Path) -> tuple[d
     captions: dict[str, dict[str, float]] = {}
     absent: dict[str, None] = {}
     for row in rows:
-        wanted = _inside(row, table)
+        wanted = inside(row, table)
         near = [wanted] if wanted in exact else composed.get(unicodedata.normalize("NFC", wanted), [])
         if len(near) > 1:
-            raise DataError("data.row_of_two", path=table, line=row.line, first=near[0], second=near[1])
+            first, second = map(messages.printable, near[:2])
+            raise DataError("data.row_of_two", path=table, line=row.line, first=first, second=second)
         if near:
             mine = captions.setdefault(near[0], {})
             for text, weight in zip(row.captions, row.weights or [1.0] * len(row.captions), strict=True):
@@ -187,19 +189,21 @@ def _match(rows: Sequence[Row], pictures: Sequence[str], table: Path) -> tuple[d
     return captions, list(absent)
 
 
-def _inside(row: Row, table: Path) -> str:
+def inside(row: Row, table: Path) -> str:
     """Return the row's name relative to the folder, with "/", or refuse one that leaves it."""
     name = row.name.replace("\\", "/")
     wanted = posixpath.normpath(name)
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or wanted == ".." or wanted.startswith("../"):
-        raise DataError("data.row_leaves_folder", path=table, line=row.line, name=row.name)
+        raise DataError("data.row_leaves_folder", path=table, line=row.line, name=messages.printable(row.name))
     return wanted
 
 
 def _table_notes(dataset: Dataset, table: Path, ignored: tuple[str, ...], absent: list[str]) -> list[Note]:
     notes = []
     if ignored:
-        notes.append(Note("data.columns_ignored", {"file": table.name, "columns": ", ".join(ignored)}))
+        notes.append(
+            Note("data.columns_ignored", {"file": table.name, "columns": messages.printable(", ".join(ignored))})
+        )
     if absent and dataset.missing_pictures == "error":
         raise DataError("data.absent_pictures", path=table, folder=dataset.path, **listed(absent))
     if absent:
@@ -207,7 +211,7 @@ def _table_notes(dataset: Dataset, table: Path, ignored: tuple[str, ...], absent
     return notes
 
 
-def _sidecars(
+def sidecars(
     pictures: Sequence[str], others: Sequence[str], *, allow_shared: bool = False
 ) -> tuple[dict[str, str], list[str]]:
     """Return the sidecar of each picture that has one, and those that lose against another of the same picture."""
@@ -230,7 +234,8 @@ def _sidecars(
         if not mine:
             continue
         if not allow_shared and mine[0] in owners:
-            raise DataError("data.shared_caption", path=mine[0], first=owners[mine[0]], second=picture)
+            shared, first, second = map(messages.printable, (mine[0], owners[mine[0]], picture))
+            raise DataError("data.shared_caption", path=shared, first=first, second=second)
         owners[mine[0]] = picture
         found[picture] = mine[0]
         passed_over += mine[1:]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_scripts import messages
 from lora_scripts.data.decode import FOREIGN_SUFFIXES, SUFFIXES
 from lora_scripts.errors import DataError
 
@@ -26,8 +27,9 @@ MAX_TEXT_BYTES = 1 << 20
 """Of a caption beside a picture; a longer file is something else."""
 MAX_TABLE_BYTES = 1 << 29
 
+_HALF = re.compile("[\ud800-\udfff]")
 # The longer mark first: UTF-32's begins with UTF-16's.
-_BYTE_ORDER_MARKS = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -72,7 +74,7 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
         raise DataError("data.unreadable", path=path, reason=error.strerror or error) from error
     if len(data) > max_bytes:
         raise DataError("data.text_too_large", path=path, allowed=max_bytes // 1024)
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -115,21 +117,29 @@ def read_table(path: Path) -> Table:
     """
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError("data.table_kind", path=path, allowed=", ".join(TABLE_SUFFIXES))
-    text = read_text(path, MAX_TABLE_BYTES)
-    table = _read_jsonl(text, path) if path.suffix.lower() == ".jsonl" else _read_csv(text, path)
+    table = parse_table(read_text(path, MAX_TABLE_BYTES), path)
     if not table.rows:
         raise DataError("data.table_empty", path=path)
     return table
 
 
+def parse_table(text: str, path: Path) -> Table:
+    """Read the rows of a table's text, of which there may be none; `path` says its kind, and names it in errors.
+
+    Raises:
+        DataError: see `read_table`.
+    """
+    return _read_jsonl(text, path) if path.suffix.lower() == ".jsonl" else _read_csv(text, path)
+
+
 def _read_csv(text: str, path: Path) -> Table:
     if not text.strip():
         return Table(())
-    delimiter, header = _layout(text, path)
-    reader = _csv_reader(text, delimiter)
+    delimiter, header = layout(text, path)
+    reader = csv_reader(text, delimiter)
     columns: tuple[int, ...] = (0, 1)
     if header is not None:
-        found = (_columns(header, known, path) for known in (FILE_COLUMNS, CAPTION_COLUMNS, (WEIGHT,)))
+        found = (columns_of(header, known, path) for known in (FILE_COLUMNS, CAPTION_COLUMNS, (WEIGHT,)))
         columns = tuple(place for places in found for place in places)
     expected = 2 if header is None else len(header)
     rows: list[Row] = []
@@ -142,22 +152,23 @@ def _read_csv(text: str, path: Path) -> Table:
                 rows.append(_csv_row(record, columns, expected, (path, line)))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError("data.table_broken", path=path, line=line, reason=error) from error
+        reason = messages.printable(str(error))
+        raise DataError("data.table_broken", path=path, line=line, reason=reason) from error
     used = set(columns)
     return Table(rows, tuple(name for i, name in enumerate(header or ()) if i not in used and name))
 
 
-def _csv_reader(text: str, delimiter: str):
+def csv_reader(text: str, delimiter: str):
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
 
 
-def _layout(text: str, path: Path) -> tuple[str, list[str] | None]:
+def layout(text: str, path: Path) -> tuple[str, list[str] | None]:
     """Return (delimiter, header cells or None), from the first row that is not blank."""
     firsts: dict[str, list[str]] = {}
     reason: object = ""
     for delimiter in (",", ";", "\t"):
         try:
-            filled = (record for record in _csv_reader(text, delimiter) if any(cell.strip() for cell in record))
+            filled = (record for record in csv_reader(text, delimiter) if any(cell.strip() for cell in record))
             firsts[delimiter] = [cell.strip() for cell in next(filled, [])]
         except csv.Error as error:
             reason = error
@@ -169,22 +180,23 @@ def _layout(text: str, path: Path) -> tuple[str, list[str] | None]:
         if len(cells) > 1 and Path(cells[0]).suffix.lower() in SUFFIXES | FOREIGN_SUFFIXES:
             return delimiter, None
     if len(firsts) < 3 and not any(len(cells) > 1 for cells in firsts.values()):
-        raise DataError("data.table_broken", path=path, line=1, reason=reason)
+        raise DataError("data.table_broken", path=path, line=1, reason=messages.printable(str(reason)))
     found = max(firsts.values(), key=len)
     raise DataError(
         "data.table_columns",
         path=path,
-        found=", ".join(found)[:200],
+        found=messages.printable(", ".join(found)[:200]),
         files=", ".join(FILE_COLUMNS),
         captions=", ".join(CAPTION_COLUMNS),
     )
 
 
-def _columns(header: Sequence[str], known: Sequence[str], path: Path) -> list[int]:
+def columns_of(header: Sequence[str], known: Sequence[str], path: Path) -> list[int]:
     """Return the one place of a meaning, or none."""
     places = [i for i, name in enumerate(header) if name.lower() in known]
     if len(places) > 1:
-        raise DataError("data.table_two_columns", path=path, columns=", ".join(header[i] for i in places))
+        columns = messages.printable(", ".join(header[i] for i in places))
+        raise DataError("data.table_two_columns", path=path, columns=columns)
     return places
 
 
@@ -212,7 +224,7 @@ def _weight(value: object, place: tuple[Path, int]) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise DataError("data.caption_weight", path=place[0], line=place[1], value=str(value)[:40])
+        raise DataError("data.caption_weight", path=place[0], line=place[1], value=messages.printable(str(value)[:40]))
     return number
 
 
@@ -238,7 +250,11 @@ def _json_object(line: str, path: Path, number: int) -> dict[str, object]:
     try:
         entry = json.loads(line, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise DataError("data.table_broken", path=path, line=number, reason=error) from error
+        reason = messages.printable(str(error))
+        raise DataError("data.table_broken", path=path, line=number, reason=reason) from error
+    # Only escapes can bring them, since the file is UTF-8.
+    if "\\u" in line and _HALF.search(json.dumps(entry, ensure_ascii=False)):
+        raise DataError("data.half_character", path=path, line=number)
     if not isinstance(entry, dict):
         raise DataError("data.jsonl_row", path=path, line=number, file=FILE_COLUMNS[0], caption=CAPTION_COLUMNS[0])
     return entry

@@ -14,6 +14,10 @@ from lora_scripts.data.record import Dropped
 from lora_scripts.errors import DataError
 
 
+SIDE_FILE = ".labels.jsonl"
+"""How the names of files end in which labelling keeps what it knows of each caption: neither captions nor data."""
+
+
 @dataclass
 class Folder:
     """What lies in a folder and below; names are relative to it, with "/", and sorted.
@@ -94,6 +98,8 @@ def _sort_in(entry: os.DirEntry[str], name: str, folder: Folder, home: Path) -> 
         # The many small files that desktops and version control leave behind are not worth a line each.
         if picture or stat.S_ISDIR(mode):
             folder.skipped.append(Dropped(path, "data.hidden", {"path": path}))
+        return []
+    if entry.name.endswith(SIDE_FILE):
         return []
     if stat.S_ISLNK(mode):
         refusal = _link_refusal(path, home)

@@ -8,21 +8,26 @@ Layout: 8 bytes little-endian length of the header, the header (JSON), then the 
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts import messages
+from lora_scripts.adapters.safetensors_file import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    NameTwiceError,
+    are_sizes,
+    parse_rows,
+)
 from lora_scripts.errors import BaseModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
 
 # The file's word for a number format -> torch's name and bytes a number.
@@ -73,46 +78,38 @@ def read_header(path: Path) -> tuple[Mapping[str, Entry], Mapping[str, str], int
     rows = _parse(path, text)
     metadata = rows.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise BaseModelError("base.bad_header", path=path, name=_METADATA)
+        raise _bad_header(path, _METADATA)
     entries = {name: _entry(path, name, row) for name, row in rows.items()}
     _check_places(path, entries, size - LENGTH_BYTES - length)
     return entries, metadata, LENGTH_BYTES + length
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    """Parse the header, refusing a name that stands there twice: readers disagree which one counts."""
-
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise BaseModelError("base.bad_header", path=path, name=name)
-            found[name] = value
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        return parse_rows(text)
+    except NameTwiceError as error:
+        raise _bad_header(path, error.name) from error
+    except ValueError as error:
         raise BaseModelError("base.not_safetensors", path=path) from error
+
+
+def _bad_header(path: Path, name: str) -> BaseModelError:
+    return BaseModelError("base.bad_header", path=path, name=messages.printable(name))
 
 
 def _entry(path: Path, name: str, row: Any) -> Entry:
     """Check one tensor's line: a known format, and exactly the bytes that its shape needs."""
     if not isinstance(row, dict) or row.keys() != {"dtype", "shape", "data_offsets"}:
-        raise BaseModelError("base.bad_header", path=path, name=name)
+        raise _bad_header(path, name)
     shape, places = row["shape"], row["data_offsets"]
-    if not _are_sizes(shape) or not _are_sizes(places) or len(places) != 2:
-        raise BaseModelError("base.bad_header", path=path, name=name)
-    if row["dtype"] not in _FORMATS:
-        known = ", ".join(_FORMATS)
-        raise BaseModelError("base.number_format", path=path, name=name, found=row["dtype"], known=known)
+    if not are_sizes(shape) or not are_sizes(places) or len(places) != 2:
+        raise _bad_header(path, name)
+    if not isinstance(row["dtype"], str) or row["dtype"] not in _FORMATS:
+        shown = {"name": messages.printable(name), "found": messages.printable(str(row["dtype"])[:40])}
+        raise BaseModelError("base.number_format", path=path, known=", ".join(_FORMATS), **shown)
     if places[1] - places[0] != math.prod(shape) * _FORMATS[row["dtype"]][1]:
-        raise BaseModelError("base.bad_header", path=path, name=name)
+        raise _bad_header(path, name)
     return Entry(row["dtype"], tuple(shape), places[0], places[1])
-
-
-def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _check_places(path: Path, entries: Mapping[str, Entry], available: int) -> None:
@@ -120,13 +117,13 @@ def _check_places(path: Path, entries: Mapping[str, Entry], available: int) -> N
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != end:
-            raise BaseModelError("base.bad_header", path=path, name=name)
+            raise _bad_header(path, name)
         end = entry.end
     if end > available:
         size = path.stat().st_size
         raise BaseModelError("base.truncated", path=path, size=size, expected=size - available + end)
     if end < available:
-        raise BaseModelError("base.bad_header", path=path, name=_METADATA)
+        raise _bad_header(path, _METADATA)
 
 
 class TensorFile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 LANGUAGES = ("en", "zh_CN")
 
@@ -41,12 +41,22 @@ def catalogue(name: str) -> dict[str, str]:
 
 
 def text(code: str, **params: object) -> str:
-    """Return the sentence for `code` in the user's language, its placeholders filled.
+    """Return the sentence for `code` in the user's language, its placeholders filled; paths are made printable.
 
     Raises:
         KeyError: for a code that the catalogue does not have (our own mistake; a test looks for them).
     """
-    return catalogue(language())[code].format(**params)
+    shown = {key: printable(str(value)) if isinstance(value, PurePath) else value for key, value in params.items()}
+    return catalogue(language())[code].format(**shown)
+
+
+def printable(name: str) -> str:
+    """Return a name on one line, without anything that a terminal would obey instead of showing it."""
+    return name if name.isprintable() else "".join(map(_printable, name))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def has(code: str) -> bool:

@@ -100,5 +100,9 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, Raw]]:
                 raise DataError("text.duplicate_column", file=path, row=1, columns=fields.listing(twice))
             batches = file.iter_batches(batch_size=_BATCH)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise DataError("text.broken_parquet", path=path, reason=error) from error
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError, ValueError, OverflowError) as error:
+        # The library's own errors of the kind OSError have no number; a file that cannot be read has one.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DataError("text.broken_parquet", path=path, reason=fields.listing(lines[:1])) from error

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.events import Advised, Command, Event, Previewed, Saved, Started
+from lora_scripts.events import Advised, Asked, Command, Event, Previewed, Saved, Started
+from lora_scripts.train.listeners.control import PREVIEW
 
 log = logging.getLogger("lora_scripts")
 
@@ -55,9 +56,13 @@ class Preview:
         """Make the base's part before the first step, and the whole after a save."""
         if isinstance(event, Started) and event.step < event.total and self.at:
             self._try(event.step, self._show_base)
-        elif isinstance(event, Saved) and event.step in self.at:
+        elif self._is_time(event):
             self._try(event.step, lambda: self._show(event.step))
         return None
+
+    def _is_time(self, event: Event) -> bool:
+        planned = isinstance(event, Saved) and event.step in self.at
+        return planned or (isinstance(event, Asked) and event.what == PREVIEW)
 
     def _try(self, step: int, show: Callable[[], None]) -> None:
         """Make a preview; one that cannot be made costs a sentence and never the run."""

@@ -1,12 +1,13 @@
-"""A checkpoint at each planned step, and one where a run is stopped."""
+"""A checkpoint at each planned step, when somebody asks for one, and where a run is stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from lora_scripts.events import Command, Event, Finished, Saved, Skipped, Started, Stepped
+from lora_scripts.events import Asked, Command, Event, Finished, Saved, Skipped, Started, Stepped
 from lora_scripts.train import checkpoint
+from lora_scripts.train.listeners.control import SAVE
 
 
 class Save:
@@ -42,8 +43,9 @@ class Save:
         if isinstance(event, Started) and event.step < event.total:
             checkpoint.rehearse(self.folder, self.capture(), lambda staged: self.add_files(staged, event.step))
         planned = isinstance(event, Stepped | Skipped) and event.step in self.at
+        asked = isinstance(event, Asked) and event.what == SAVE
         stopped = isinstance(event, Finished) and event.stopped and event.step > 0
-        if (planned or stopped) and event.step != self.saved:
+        if (planned or asked or stopped) and event.step != self.saved:
             path = checkpoint.write(self.folder, self.capture(), lambda staged: self.add_files(staged, event.step))
             self.saved = event.step
             self.emit(Saved(event.step, str(path)))

@@ -1,20 +1,32 @@
-"""Ctrl-C and a polite kill: finish the step, save, stop; a second one stops at once."""
+"""Signals of the system: finish the step, save, stop; a second Ctrl-C or polite kill stops at once.
+
+SIGINT, SIGTERM     saves, exit code 130 or 143
+SIGHUP              the terminal is gone: saves, exit code 129; a process started to survive that does not hear it
+SIGUSR1             a batch system is about to take the machine: saves, exit code 75, which asks to be started again
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
-from lora_scripts.events import Command, Event, Finished, Started, Stepped
+from lora_scripts import messages
+from lora_scripts.events import Command, Event, Finished, Skipped, Started, Stepped
+
+REQUEUE = 75
+# Windows has the first two only.
+HEARD = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+FORCEFUL = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 
 class Signals:
-    """Holds SIGINT and SIGTERM while the loop runs, and puts the old handlers back.
+    """Holds the handlers while the loop runs, and puts the old ones back.
 
     Attributes:
-        exit_code: 130 for SIGINT, 143 for SIGTERM; 0 until one came.
+        exit_code: what the process should end with; 0 until a signal came.
     """
 
     def __init__(self) -> None:
@@ -22,15 +34,19 @@ class Signals:
         self._old: dict[int, Any] = {}
 
     def __call__(self, event: Event) -> Command | None:
-        """Install, ask to stop, restore."""
+        """Install, restore."""
         if isinstance(event, Started) and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._heard)
+            for name in HEARD:
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                    self._old[number] = signal.signal(number, self._heard)
         elif isinstance(event, Finished):
             self.restore()
-        elif isinstance(event, Stepped) and self.exit_code:
-            return Command.STOP
         return None
+
+    def asked(self, event: Event) -> Command | None:
+        """Ask to stop; the last listener, so that a signal that comes during a save asks for no second one."""
+        return Command.STOP if isinstance(event, Stepped | Skipped) and self.exit_code else None
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""
@@ -39,6 +55,13 @@ class Signals:
         self._old.clear()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code:
+        name = signal.Signals(number).name
+        if self.exit_code and name in FORCEFUL:
             raise KeyboardInterrupt
-        self.exit_code = 128 + number
+        if not self.exit_code:
+            self.exit_code = REQUEUE if name == "SIGUSR1" else 128 + number
+            # Not through the console, which may be printing at this moment; and the terminal may be gone.
+            try:
+                os.write(2, (messages.text("train.stopping", signal=name) + "\n").encode())
+            except OSError:
+                pass
