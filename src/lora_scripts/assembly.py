@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_scripts import registry
+from lora_scripts import registry, units
 from lora_scripts.adapters import files as adapter_files
 from lora_scripts.adapters.adapter import Adapter
 from lora_scripts.adapters.inject import Injected, inject
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.contracts import Family, Objective, Placement
 from lora_scripts.data.cache import Cache
-from lora_scripts.errors import MachineError
+from lora_scripts.errors import ConfigError, MachineError
 from lora_scripts.preparation import Prepared, describe, options_of
 from lora_scripts.runs import RunFolder
-from lora_scripts.train import averaging, checkpoint, memory, state
+from lora_scripts.train import averaging, checkpoint, memory, sharding, state
 from lora_scripts.train.averaging import Average
 from lora_scripts.train.estimate import frugal
 from lora_scripts.train.hub import Hub
@@ -102,6 +102,8 @@ def machine(config: RunConfig, processes: int = 1) -> Machine:
     # On a CPU Accelerate looks for other processes only where it is told that a CPU is meant.
     cpu = not torch.accelerator.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
     precision = choose(config.base_precision, config.mixed_precision, PartialState(cpu=cpu).device)
+    if config.shard_base and processes < 2:
+        raise ConfigError("train.shard_alone")
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision.mixed)
     if accelerator.num_processes != processes:
         raise MachineError("train.processes_apart", wanted=processes, found=accelerator.num_processes)
@@ -122,12 +124,17 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
     )
     if placement.device.type == "cpu" and frugal(config):
         memory.give_back_at_once()
-    family = prepared.family.load(prepared.base, placement, options_of(config, prepared.family))
+    # A base that is shared out is loaded into main memory: no device need have room for all of it.
+    loading = replace(placement, device=torch.device("cpu")) if config.shard_base else placement
+    family = prepared.family.load(prepared.base, loading, options_of(config, prepared.family))
     torch.manual_seed(config.seed)
     family.train_components(tuple(prepared.targets))
     modules = {name: module for name, module in family.trainable().items() if name in prepared.targets}
     injected = _inject(prepared, modules, machine.precision)
     family.injected(injected)
+    if config.shard_base:
+        sharding.shard_first(family.trainable().values(), placement.device)
+        family.placement = placement
     hub = Hub()
     objective = _objective(prepared)
     parameters = injected.groups()
@@ -154,8 +161,11 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         average=Average(tensors, config.ema) if config.ema is not None else None,
         buffers=injected.buffers(),
         recover=recovery,
+        in_step=config.shard_base,
     )
     held = _loader(prepared, family, prepared.held, cache, machine) if prepared.held else None
+    if held is not None and config.shard_base:
+        held.rank, held.world = 0, 1
     run = Run(
         prepared,
         family,
@@ -176,8 +186,18 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
     return run
 
 
+def _shares(run: Run) -> dict[str, object]:
+    """Return how much of the base each process holds, where it is shared out."""
+    network = next(iter(run.family.trainable().values()))
+    held, whole = sharding.local_bytes(network), sum(parameter.nbytes for parameter in network.parameters())
+    processes = run.trainer.accelerator.num_processes
+    return {"processes": processes, "held": units.format_bytes(held), "whole": units.format_bytes(whole)}
+
+
 def fill(run: Run, say: Any) -> None:
     """Fill the cache for all epochs and let go of the encoders."""
+    if run.prepared.config.shard_base:
+        say("train.sharded", **_shares(run))
     progress = lambda part, done, total: say("train.encoding", part=part, done=done, total=total)  # noqa: E731
     for loader in filter(None, (run.loader, run.held)):
         loader.waiting = lambda error, seconds: say("train.waiting", reason=str(error), seconds=f"{seconds:g}")
@@ -208,9 +228,12 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
     """Connect the listeners in the order they hear: those who write down, those who measure, those who save."""
     step = run.trainer.done
     writes = run.trainer.accelerator.is_main_process
+    sharded = run.prepared.config.shard_base
     listeners: list[Any] = [run.signals]
+    if sharded and not writes:
+        run.control = Control(None, run.hub.emit, run.trainer.together.any)
     if writes:
-        run.control = Control(folder.control, run.hub.emit)
+        run.control = Control(folder.control, run.hub.emit, run.trainer.together.any if sharded else bool)
         warn = lambda sentence: say("train.note", note=sentence)  # noqa: E731
         listeners += [
             JsonLines(folder.events_path, step, warn),
@@ -223,7 +246,7 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
         listeners += [run.evaluate, run.best]
     if writes:
         listeners.append(_save(run, folder))
-    if writes and run.prepared.config.preview.enabled:
+    if (writes or sharded) and run.prepared.config.preview.enabled:
         listeners.append(_preview(run, folder))
     run.hub.listeners += [*listeners, *([run.control] if run.control else []), run.signals.asked]
     return run.hub
@@ -241,6 +264,7 @@ def _evaluate(run: Run, held: Loader) -> Evaluate:
         scores=lambda: run.family.scores(prepared.held, prepared.scan.facts, config.validation.answers),
         averaged=run.averaged,
         emit=run.hub.emit,
+        everywhere=config.shard_base,
     )
 
 
@@ -265,6 +289,8 @@ def _preview(run: Run, folder: RunFolder) -> Preview:
         off=run.injected.disabled,
         averaged=run.averaged,
         emit=run.hub.emit,
+        together=run.prepared.config.shard_base,
+        writes=run.trainer.accelerator.is_main_process,
     )
 
 

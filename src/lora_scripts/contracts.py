@@ -290,7 +290,7 @@ class Family(Protocol):
         """sha256 over the base's weights, however they are stored."""
 
     def trainable(self) -> Mapping[str, nn.Module]:
-        """{"unet": ..., "text_encoder": ...}: where low-rank pairs may go."""
+        """{"unet": ..., "text_encoder": ...}: where low-rank pairs may go; first the network that predicts."""
 
     def encoder_key(self, part: str) -> str:
         """sha256 over the weights and settings of the frozen encoder of `part`."""

@@ -30,6 +30,9 @@ def export(run: Run, folder: RunFolder, files: Mapping[str, Path], say: Any) -> 
     if run.evaluate is not None and (latest is None or latest.step != run.trainer.done):
         latest = run.evaluate.tell(run.trainer.done)
     if not run.trainer.accelerator.is_main_process:
+        if run.prepared.config.shard_base:
+            for _ in files:
+                _run_along(run)
         return []
     adapter = run.adapter(run.trainer.done)
     for name, path in files.items():
@@ -60,15 +63,21 @@ def choose(run: Run, folder: RunFolder, say: Any) -> None:
 
 def _compare_output(run: Run, adapter: Adapter, written: Adapter, path: Path) -> None:
     """Run one prediction with the trained pairs and one with the file's, in the training precision."""
-
-    def loss() -> float:
-        batch = run.loader.largest()[0]
-        return float(run.objective.loss(run.family, batch, quantile=0.5).total)
-
     with run.averaged(), measuring(run.family.trainable().values()), run.trainer.accelerator.autocast():
-        live = loss()
+        live = _loss(run)
         run.injected.load(written)
-        read = loss()
+        read = _loss(run)
         run.injected.load(adapter)
     if not abs(live - read) <= OUTPUT_TOLERANCE * abs(live):
         raise NumericsError("train.output_differs", path=path, live=live, read=read)
+
+
+def _loss(run: Run) -> float:
+    return float(run.objective.loss(run.family, run.loader.largest()[0], quantile=0.5).total)
+
+
+def _run_along(run: Run) -> None:
+    """Take part in the passes of `_compare_output`, which gather the base's weights from all processes."""
+    with measuring(run.family.trainable().values()), run.trainer.accelerator.autocast():
+        for _ in range(2):
+            _loss(run)

@@ -21,6 +21,7 @@ from lora_scripts.data.order import hold_out, is_regularisation, visits_by_purpo
 from lora_scripts.data.record import AS_TRAINED, CaptionRules, Dataset, Example, Note, Scan
 from lora_scripts.errors import BaseModelError, ConfigError, DataError, Problem
 from lora_scripts.files import at_home, user_cache
+from lora_scripts.train import sharding
 from lora_scripts.train.plan import Plan, make
 
 
@@ -65,6 +66,7 @@ def prepare(config: RunConfig, processes: int = 1) -> Prepared:
     _refuse_foreign_keys(config, family, objective)
     if config.base_precision in adapting.LOW_BITS and config.base_precision not in family.quantises:
         raise ConfigError("config.no_quantised", value=config.base_precision, family=family.name)
+    sharding.refuse(config, objective)
     targets = _targets(config, family)
     options = options_of(config, family)
     held_sets = [_held_dataset(path) for path in config.validation.paths] if config.validation.enabled else []

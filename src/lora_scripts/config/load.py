@@ -81,7 +81,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
         problem = Problem("config.not_yaml", {"reason": reason}, where)
         raise ConfigError(problems=[problem]) from error
     except _NOT_YAML as error:
-        raise ConfigError(problems=[Problem("config.not_yaml", {"reason": printable(str(error)[:200])}, str(path))]) from error
+        raise ConfigError(
+            problems=[Problem("config.not_yaml", {"reason": printable(str(error)[:200])}, str(path))]
+        ) from error
     if not isinstance(plain, dict):
         raise ConfigError("config.not_mapping", path=path)
     return plain, lines

@@ -221,6 +221,7 @@ class RunConfig(Section):
     attention: Literal["auto", "math", "flash"] = "auto"
     gradient_checkpointing: bool = False
     offload_blocks: int = Field(0, ge=0, le=1000)
+    shard_base: bool = Field(False, json_schema_extra=FREE)
 
     save_steps: int = Field(500, ge=1, json_schema_extra=FREE)
     keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=FREE)

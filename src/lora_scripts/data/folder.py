@@ -18,6 +18,10 @@ SIDE_FILE = ".labels.jsonl"
 """How the names of files end in which labelling keeps what it knows of each caption: neither captions nor data."""
 
 
+PUT_ASIDE = ".lora-doctor"
+"""Where the doctor puts what is not to be trained on: out of sight on purpose."""
+
+
 @dataclass
 class Folder:
     """What lies in a folder and below; names are relative to it, with "/", and sorted.
@@ -96,7 +100,7 @@ def _sort_in(entry: os.DirEntry[str], name: str, folder: Folder, home: Path) -> 
         return []
     if entry.name.startswith("."):
         # The many small files that desktops and version control leave behind are not worth a line each.
-        if picture or stat.S_ISDIR(mode):
+        if picture or (stat.S_ISDIR(mode) and entry.name != PUT_ASIDE):
             folder.skipped.append(Dropped(path, "data.hidden", {"path": path}))
         return []
     if entry.name.endswith(SIDE_FILE):

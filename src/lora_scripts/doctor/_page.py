@@ -31,7 +31,7 @@ h1 { margin: .2rem 0 .35rem; font-size: clamp(1.6rem, 1.2rem + 2vw, 2.4rem); lin
 .seen { margin: 0; color: var(--soft); overflow-wrap: anywhere; }
 .healthy { margin: 2rem 0 0; padding: 1.25rem 1.5rem; background: var(--good-tint); border-radius: 14px;
   font-size: 1.1rem; }
-nav { margin: 2.25rem 0 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr));
+nav { margin: 2.25rem 0 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13.5rem, 100%), 1fr));
   gap: 1rem; align-items: start; }
 nav section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 1.1rem 1.25rem; }
 nav h2 { margin: 0; display: flex; align-items: baseline; gap: .6rem; font-size: 1rem; font-weight: 600; }
@@ -61,6 +61,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   overflow-wrap: anywhere; font-size: .925rem; }
 .grid { list-style: none; margin: 1.4rem 0 0; padding: 0; display: grid; gap: 1.25rem 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(10.5rem, 44%), 1fr)); }
+.grid.told { grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); }
 .groups { list-style: none; margin: 1.4rem 0 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); }
 .groups > li { background: var(--well); border-radius: 12px; padding: .9rem; }

@@ -84,7 +84,7 @@ def _without_picture(problems: Iterable[Problem]) -> list[Finding]:
     rows = any(problem.code == "captions.without_picture.row" for problem in lone)
     items = [Item((problem.where,), Note(problem.code, problem.params)) for problem in lone]
     severity = Severity.MUST if rows else Severity.SHOULD
-    return [Finding("captions", "without_picture", severity, len(items), items=items)]
+    return [Finding("captions", "without_picture", severity, len(items), items=items, fix="move_aside")]
 
 
 def _uncaptioned(survey: Survey) -> list[Finding]:

@@ -10,6 +10,7 @@ rename_suffix: a picture gets the ending of the format that it is in; its row an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -113,10 +114,10 @@ def move_aside(findings: Sequence[Finding], draft: _Draft) -> None:
     wanted = [name for finding in findings for item in finding.items for name in item.files[1:] or item.files]
     pictures: dict[str, None] = {}
     for name in dict.fromkeys(wanted):
-        if name in draft.folder.others and is_plain(draft.root, name):
+        if name in draft.folder.others and _is_movable(draft.root, name):
             draft.moves[name] = ""
             draft.told.append(Note("doctor.fix.aside", {"path": PurePosixPath(name)}))
-        elif name in draft.folder.pictures and is_plain(draft.root, name):
+        elif name in draft.folder.pictures and _is_movable(draft.root, name):
             pictures[name] = None
         elif (draft.root / name).exists() or (draft.root / name).is_symlink():
             draft.leave("doctor.fix.left_link", name)
@@ -125,6 +126,11 @@ def move_aside(findings: Sequence[Finding], draft: _Draft) -> None:
     taken = _beside([name for name in draft.folder.pictures if name not in pictures], draft.folder.others)
     for name in pictures:
         _picture_aside(draft, name, taken)
+
+
+def _is_movable(root: Path, name: str) -> bool:
+    """Say whether a file may be moved: it is no link, and its bytes can be read, so that they can be known again."""
+    return is_plain(root, name) and os.access(root / name, os.R_OK)
 
 
 def _take_row_out(draft: _Draft, name: str) -> None:
@@ -142,7 +148,7 @@ def _picture_aside(draft: _Draft, name: str, taken: Collection[str]) -> None:
         draft.leave("doctor.fix.left_row", name)
         return
     beside = sorted(_beside([name], draft.folder.others).difference(taken, draft.moves))
-    for each in (name, *(each for each in beside if is_plain(draft.root, each))):
+    for each in (name, *(each for each in beside if _is_movable(draft.root, each))):
         draft.moves[each] = ""
         draft.told.append(Note("doctor.fix.aside", {"path": PurePosixPath(each)}))
 

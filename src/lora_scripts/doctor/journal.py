@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_scripts import files
+from lora_scripts.data.folder import PUT_ASIDE
 from lora_scripts.errors import DataError
 
-FOLDER = ".lora-doctor"
+FOLDER = PUT_ASIDE
 JOURNAL = "journal.json"
 BEGUN, DONE = "begun", "done"
 SCHEMA = 1
@@ -260,7 +261,9 @@ def _remove(root: Path, folder: Path) -> None:
     for path, _, _ in os.walk(folder / "aside", topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(path)
+    for stray in folder.glob(f"{files.STAGED_PREFIX}*"):
+        stray.unlink()
     (folder / JOURNAL).unlink()
-    for path in (folder, root / FOLDER):
+    for empty in (folder, root / FOLDER):
         with contextlib.suppress(OSError):
-            path.rmdir()
+            empty.rmdir()

@@ -11,9 +11,10 @@ import hashlib
 import html
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lora_scripts import messages
+from lora_scripts.data.decode import SUFFIXES
 from lora_scripts.doctor import commands
 from lora_scripts.doctor._page import SCRIPT, STYLE
 from lora_scripts.doctor.finding import EXAMPLES, Finding, Item
@@ -24,6 +25,8 @@ from lora_scripts.doctor.thumbnails import Thumbnail, Thumbnails
 
 PER_FINDING = 24
 """Items of one finding that are shown with pictures."""
+CHOICES = {f"pictures.{name}" for name in ("exact", "near", "crop", "mirrored", "leak", "leak_near")}
+"""Findings of which one picture is to be kept, the first."""
 NAMED = 1000
 """Items of one finding that are named; all of them stand in the JSON."""
 SHARE_A_GROUP = 8
@@ -121,16 +124,21 @@ def _article(finding: Finding, done: Examination, thumbnails: Thumbnails) -> Ite
 def _items(finding: Finding, done: Examination, thumbnails: Thumbnails) -> Iterable[str]:
     """The pictures of a finding, then the names of those that have no room."""
     items = list(finding.items)
-    drawn = 0
-    if done.kind == PICTURES:
-        together = any(len(item.files) > 1 for item in items)
-        tiles: list[str] = []
-        while drawn < min(PER_FINDING, len(items)) and not thumbnails.full:
-            tiles.append((_together if together else _alone)(items[drawn], done.settings, thumbnails))
-            drawn += 1
-        if tiles:
-            yield f'<ul class="{"groups" if together else "grid"}">\n{"".join(tiles)}</ul>\n'
-    rest = items[drawn:]
+    pictures = [item for item in items if done.kind == PICTURES and _is_picture(item.files[0])][:PER_FINDING]
+    together = any(len(item.files) > 1 for item in pictures)
+    drawn: list[Item] = []
+    tiles: list[str] = []
+    for item in pictures:
+        if thumbnails.full:
+            break
+        draw = _together if together else _alone
+        tiles.append(draw(item, done.settings, thumbnails, finding.id in CHOICES))
+        drawn.append(item)
+    if tiles:
+        told = " told" if any(item.detail for item in drawn) else ""
+        yield f'<ul class="{"groups" if together else f"grid{told}"}">\n{"".join(tiles)}</ul>\n'
+    shown = {id(item) for item in drawn}
+    rest = [item for item in items if id(item) not in shown]
     if not rest:
         return
     rows = "".join(map(_row, rest[:NAMED]))
@@ -150,17 +158,21 @@ def _row(item: Item) -> str:
     return f"<li>{names}{_detail(said)}</li>\n"
 
 
-def _alone(item: Item, settings: Settings, thumbnails: Thumbnails) -> str:
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _alone(item: Item, settings: Settings, thumbnails: Thumbnails, choose: bool) -> str:
     figure = _figure(item.files[0], item, settings, thumbnails)
     return f"<li>{figure}</li>\n"
 
 
-def _together(item: Item, settings: Settings, thumbnails: Thumbnails) -> str:
-    """Pictures that belong together side by side; the first is the one to keep."""
+def _together(item: Item, settings: Settings, thumbnails: Thumbnails, choose: bool) -> str:
+    """Pictures that belong together side by side; where one is to be chosen, the first is the one to keep."""
     figures = []
     for number, name in enumerate(item.files[:SHARE_A_GROUP]):
         alone = Item((name,), None, None if number else item.box)
-        keep = number == 0 and len(item.files) > 1
+        keep = choose and number == 0 and len(item.files) > 1
         figures.append(f"<li>{_figure(name, alone, settings, thumbnails, keep=keep)}</li>")
     rest = len(item.files) - SHARE_A_GROUP
     if rest > 0:
@@ -170,7 +182,7 @@ def _together(item: Item, settings: Settings, thumbnails: Thumbnails) -> str:
 
 
 def _figure(name: str, item: Item, settings: Settings, thumbnails: Thumbnails, *, keep: bool = False) -> str:
-    thumbnail = thumbnails.of(picture_path(settings, name))
+    thumbnail = thumbnails.of(settings.path / name)
     kept = f'<span class="keep">{_said("doctor.html.keep")}</span>' if keep else ""
     caption = f'<span class="name">{_text(name)}</span>{_detail(detail(item))}{kept}'
     return f"<figure>{_frame(name, item, thumbnail)}<figcaption>{caption}</figcaption></figure>"
@@ -192,14 +204,6 @@ def _mark(item: Item) -> str:
     left, top, right, bottom = (min(1.0, max(0.0, float(edge))) for edge in item.box)
     place = f"left:{left:.2%};top:{top:.2%};width:{max(0.0, right - left):.2%};height:{max(0.0, bottom - top):.2%}"
     return f'<span class="mark" style="{place}"></span>'
-
-
-def picture_path(settings: Settings, name: str) -> Path:
-    """Return where a file that a finding names lies: in the folder, else in the held-out part."""
-    path = settings.path / name
-    if settings.held_out is not None and not path.exists():
-        return settings.held_out / name.removeprefix(f"{settings.held_out.name}/")
-    return path
 
 
 def _detail(said: str, tag: str = "span") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lora_scripts import messages
@@ -10,9 +11,8 @@ from lora_scripts.doctor.finding import EXAMPLES, Finding, Item, Severity
 from lora_scripts.doctor.run import ORDER, Examination
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.table import Table
-    from rich.text import Text
 
 SHOWN_ITEMS = 3
 SHOWN_NAMES = 5
@@ -61,7 +61,7 @@ def _title(done: Examination) -> str:
     return messages.text("doctor.title", path=done.settings.path, looked_at=kind)
 
 
-def _table(findings: list[Finding], colour: str) -> Table:
+def _table(findings: Sequence[Finding], colour: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
@@ -72,18 +72,19 @@ def _table(findings: list[Finding], colour: str) -> Table:
     return table
 
 
-def _cell(finding: Finding) -> Text:
+def _cell(finding: Finding) -> Group:
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
-    cell = Text(messages.printable(finding.sentence("what")))
-    for row in _files(finding):
-        cell.append(f"\n  {row}", "bold")
+    named = _files(finding)
     if finding.examples:
-        examples = ", ".join(messages.printable(str(example)) for example in finding.examples[:EXAMPLES])
-        cell.append(f"\n  {examples}", "bold")
-    for part in ("why", "fix"):
-        cell.append(f"\n{messages.printable(finding.sentence(part))}", "dim")
-    return cell
+        named.append(", ".join(messages.printable(str(example)) for example in finding.examples[:EXAMPLES]))
+    return Group(
+        Text(messages.printable(finding.sentence("what"))),
+        *(Padding(Text(row, style="bold"), (0, 0, 0, 2)) for row in named),
+        *(Text(messages.printable(finding.sentence(part)), style="dim") for part in ("why", "fix")),
+    )
 
 
 def _files(finding: Finding) -> list[str]:
@@ -101,9 +102,9 @@ def _files(finding: Finding) -> list[str]:
 
 
 def _row(item: Item) -> str:
-    names = " = ".join(map(messages.printable, item.files[:SHOWN_NAMES]))
+    names = ", ".join(map(messages.printable, item.files[:SHOWN_NAMES]))
     if len(item.files) > SHOWN_NAMES:
-        names += " = " + messages.text("doctor.more", count=len(item.files) - SHOWN_NAMES)
+        names += ", " + messages.text("doctor.more", count=len(item.files) - SHOWN_NAMES)
     return f"{names}  {detail(item)}".rstrip()
 
 

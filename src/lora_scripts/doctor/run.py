@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from lora_scripts.errors import DataError
 PICTURES, TEXTS = "pictures", "texts"
 KINDS = (PICTURES, TEXTS)
 ORDER = (Severity.MUST, Severity.SHOULD, Severity.GOOD)
+
+QUIET_SECONDS = 2.0
+"""How long nothing is said about the progress."""
 
 Tell = Callable[..., object]
 
@@ -126,7 +130,13 @@ def _pictures(settings: Settings, tell: Tell | None) -> tuple[list[Finding], int
 def _texts(settings: Settings, tell: Tell | None) -> tuple[list[Finding], int]:
     from lora_scripts.doctor.texts import checkup
 
-    done = checkup.find(settings, tell)
+    started = time.monotonic()
+
+    def told(steps: int, total: int) -> None:
+        if tell is not None and time.monotonic() - started > QUIET_SECONDS:
+            tell("doctor.progress", done=steps, total=total)
+
+    done = checkup.find(settings, told)
     return list(done.findings), done.looked_at
 
 

@@ -7,12 +7,13 @@ less than 1 kB; the small copies that duplicates and marks are looked for in lie
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from lora_scripts.data import decode
 from lora_scripts.data.folder import Folder, no_pictures, walk
 from lora_scripts.data.record import Dropped
-from lora_scripts.doctor.measuring import Measured, measure
+from lora_scripts.doctor.measuring import Measured, measure, nature
 from lora_scripts.doctor.miniatures import Miniatures, shrink
 from lora_scripts.doctor.reading_captions import read_captions
 from lora_scripts.doctor.settings import Settings
@@ -31,8 +32,8 @@ THREADS = 4
 """Decoding and scaling run beside each other; more threads would only hold more pictures at a time."""
 LARGE_PIXELS = 16_000_000
 """Pictures with more are decoded one at a time: each takes several hundred megabytes for a moment."""
-FAR_APART = 25
-"""So many pictures lie between two words about the progress."""
+EVERY_SECONDS = 5.0
+"""Between two words about the progress."""
 
 _ONE_LARGE = threading.Lock()
 
@@ -130,11 +131,13 @@ def survey(settings: Settings, tell: Tell | None = None) -> Survey:
     captions, sources, problems = read_captions(settings, folder)
     files = [(settings.path, name) for name in folder.pictures]
     files += [(settings.held_out, name) for name in held_names if settings.held_out is not None]
-    miniatures, pictures = Miniatures(), []
-    for number, (picture, small) in enumerate(_in_order(files, settings.resolution), start=1):
+    miniatures, told = Miniatures(), time.monotonic()
+    pictures: list[Picture] = []
+    for picture, small in _in_order(files, settings.resolution):
         pictures.append(picture if small is None else replace(picture, row=miniatures.add(small)))
-        if tell is not None and (number % FAR_APART == 0 or number == len(files)):
-            tell("pictures.progress.reading", done=number, total=len(files))
+        if tell is not None and time.monotonic() - told > EVERY_SECONDS:
+            told = time.monotonic()
+            tell("pictures.progress", done=len(pictures), total=len(files))
     own = len(folder.pictures)
     return Survey(settings, folder, pictures[:own], pictures[own:], captions, sources, problems, miniatures, tell)
 
@@ -147,24 +150,58 @@ def look_at(root: Path, name: str, resolution: int) -> tuple[Picture, bytes | No
         data = decode.read_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
         size = decode.read_header(data, path).size
-        with _ONE_LARGE if size[0] * size[1] > LARGE_PIXELS else _nothing():
+        with _ONE_LARGE if size[0] * size[1] > LARGE_PIXELS else nullcontext():
             decoded = decode.decode_bytes(data, path)
             measured, small = measure(decoded.picture, data, resolution), shrink(decoded.picture)
     except DataError as error:
         return Picture(name, root, sha256, size, Dropped(path, error.code, error.params)), None
+    form, orientation, converted = nature(data, profile_ignored=decoded.profile_ignored)
     picture = Picture(
         name,
         root,
         sha256,
         decoded.picture.size,
+        # Phones put previews and depth behind a photograph; it is one picture all the same.
+        format="JPEG" if form == "MPO" else form,
+        orientation=orientation,
+        converted=converted,
         profile_ignored=decoded.profile_ignored,
-        several=decoded.first_of_several,
+        several=decoded.first_of_several and form != "MPO",
         transparent=_transparent(decoded),
         measured=measured,
-        **_nature(data),
     )
     return picture, small
 
 
-def _nature(data: bytes) -> dict[str, object]:
-    ...
+def _transparent(decoded: decode.Decoded) -> float:
+    if decoded.opacity is None:
+        return 0.0
+    histogram = decoded.opacity.histogram()
+    return sum(histogram[:128]) / max(1, sum(histogram))
+
+
+def _in_order(files: Sequence[tuple[Path, str]], resolution: int) -> Iterator[tuple[Picture, bytes | None]]:
+    """Yield what `look_at` returns for each file; few pictures are held at a time, however many there are."""
+    threads = min(THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        names = iter(files)
+        begun = deque(pool.submit(look_at, *file, resolution) for file in islice(names, 2 * threads))
+        while begun:
+            done = begun.popleft().result()
+            begun.extend(pool.submit(look_at, *file, resolution) for file in islice(names, 1))
+            yield done
+
+
+def _without_held(folder: Folder, settings: Settings) -> Folder:
+    """Leave out what belongs to a held-out folder that lies inside the other one."""
+    if settings.held_out is None:
+        return folder
+    held, root = settings.held_out.resolve(), settings.path.resolve()
+    if held == root or not held.is_relative_to(root):
+        return folder
+    start = held.relative_to(root).as_posix() + "/"
+    return Folder(
+        [name for name in folder.pictures if not name.startswith(start)],
+        [name for name in folder.others if not name.startswith(start)],
+        [dropped for dropped in folder.skipped if not dropped.path.resolve().is_relative_to(held)],
+    )

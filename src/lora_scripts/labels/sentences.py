@@ -31,7 +31,9 @@ class Sentences:
     def __init__(self, policy: Policy, exclude: Sequence[str], replacements: Mapping[str, str], named: str, head: str):
         self._steps: list[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]]] = []
         if policy.openings:
-            opening = rf"^\s*(?:(?:this|it)\s+is\s+)?{_ARTICLE}(?:[\w-]+\s+){{0,4}}?(?:{_any(policy.openings)})s?\s+{_OF}"
+            opening = (
+                rf"^\s*(?:(?:this|it)\s+is\s+)?{_ARTICLE}(?:[\w-]+\s+){{0,4}}?(?:{_any(policy.openings)})s?\s+{_OF}"
+            )
             self._steps.append(("--kind", re.compile(opening, re.IGNORECASE), lambda match: ""))
         if policy.phrases:
             self._steps.append(("--kind", _phrases(policy.phrases), lambda match: ""))

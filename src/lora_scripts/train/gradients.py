@@ -53,6 +53,8 @@ class Gradients:
         family: handed to the objective as it is.
         batches: makes the micro-batches of a step, and smaller ones.
         seed: of dropout, together with the step and the place of the micro-batch in it.
+        in_step: every process runs as many passes as the others, some of them for nothing: they gather the base's
+            weights together.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class Gradients:
         *,
         seed: int,
         emit: Callable[[Event], object],
+        in_step: bool = False,
     ):
         self.family, self.objective, self.batches = family, objective, batches
         self.accelerator, self.seed, self.emit = accelerator, seed, emit
-        self.together = Together(accelerator)
+        self.together, self.in_step = Together(accelerator), in_step
 
     def gather(
         self, step: int, micro_batches: Sequence[Batch], again: Callable[[], Sequence[Batch]], like: torch.Tensor
@@ -95,6 +98,8 @@ class Gradients:
     ) -> list[torch.Tensor] | None:
         """Return each micro-batch's share of the loss, or None where the memory was full."""
         shares = []
+        # Agreed on before the first pass: in the middle of one, the processes speak of weights.
+        idle = self.together.most(len(micro_batches)) - len(micro_batches) if self.in_step else 0
         try:
             for number, batch in enumerate(micro_batches):
                 # Its place among the micro-batches of all processes: `data.order.micro_batches` deals them in turn.
@@ -104,11 +109,21 @@ class Gradients:
                     share = self.objective.loss(self.family, batch).total / total
                 self.accelerator.backward(share)
                 shares.append(share.detach().to(like))
+            self._run_idle(micro_batches, idle)
         except (RuntimeError, MemoryError) as error:
-            if not is_full(error):
+            # The others wait for this process in the middle of a pass, and cannot begin anew.
+            if not is_full(error) or self.in_step:
                 raise
             return None
         return shares
+
+    def _run_idle(self, micro_batches: Sequence[Batch], idle: int) -> None:
+        """Run passes that count nothing, until this process has run as many as the others."""
+        for _ in range(idle):
+            batch = micro_batches[0] if micro_batches else self.batches.largest()[0]
+            with self.accelerator.autocast():
+                nothing = self.objective.loss(self.family, batch).total * 0
+            self.accelerator.backward(nothing)
 
     def _shrink(self, step: int, micro_batches: Sequence[Batch], *, full: bool) -> None:
         """Let go of the attempt, and halve the micro-batches of all processes."""

@@ -53,6 +53,7 @@ class Trainer:
         emit: tells an event to the listeners and returns their commands.
         buffers: tensors of the adapter that are not trained and not known without it, by component, then by name.
         recover: called with the trainer and the error of a step that is not finite; whether to go on.
+        in_step: see `Gradients`.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class Trainer:
         average: Average | None = None,
         buffers: Mapping[str, Mapping[str, torch.Tensor]] = MappingProxyType({}),
         recover: Callable[[Any, NumericsError], bool] = lambda trainer, error: False,
+        in_step: bool = False,
     ):
         self.family, self.objective, self.parameters = family, objective, parameters
         self.optimizer, self.rates, self.factor, self.batches = optimizer, rates, factor, batches
         self.accelerator, self.course, self.emit, self.average = accelerator, course, emit, average
         self.buffers, self.recover, self.together = buffers, recover, Together(accelerator)
-        self.gradients = Gradients(family, objective, batches, accelerator, seed=course.seed, emit=emit)
+        more: Any = {"seed": course.seed, "emit": emit, "in_step": in_step}
+        self.gradients = Gradients(family, objective, batches, accelerator, **more)
         self.tensors = [p for group in parameters.values() for p in group.values()]
         self.done, self.slowed = 0, 1.0
         self.epoch_losses: list[float] = []

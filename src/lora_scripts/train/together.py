@@ -29,6 +29,10 @@ class Together:
             return value
         return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).min().item())
 
+    def most(self, value: int) -> int:
+        """Return the largest of the processes' numbers."""
+        return -self.least(-value)
+
     def sum_gradients(self, tensors: Sequence[torch.nn.Parameter]) -> None:
         """Add up the processes' gradients, all tensors in one message."""
         if self.alone:

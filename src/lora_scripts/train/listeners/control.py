@@ -20,34 +20,43 @@ class Control:
     """Turns the files into events and commands.
 
     Args:
-        folder: output_dir/control.
+        folder: output_dir/control; None where another process looks.
         emit: where `Asked` goes.
+        agree: tells the other processes of a preview, where it takes all of them to draw one.
 
     Attributes:
         stopped: somebody asked for a stop.
     """
 
-    def __init__(self, folder: Path, emit: Callable[[Event], object]):
-        self.folder, self.emit, self.stopped = folder, emit, False
+    def __init__(
+        self,
+        folder: Path | None,
+        emit: Callable[[Event], object],
+        agree: Callable[[bool], bool] = lambda wish: wish,
+    ):
+        self.folder, self.emit, self.agree, self.stopped = folder, emit, agree, False
 
     def __call__(self, event: Event) -> Command | None:
         """Look after each step; what was asked of an earlier run is forgotten."""
         if isinstance(event, Started):
-            with contextlib.suppress(OSError):
-                self.folder.mkdir(parents=True, exist_ok=True)
+            if self.folder is not None:
+                with contextlib.suppress(OSError):
+                    self.folder.mkdir(parents=True, exist_ok=True)
             self._take()
         elif isinstance(event, Stepped | Skipped):
-            for what in self._take():
+            asked = {*self._take()}
+            asked = asked - {PREVIEW} | ({PREVIEW} if self.agree(PREVIEW in asked) else set())
+            for what in sorted(asked):
                 self.emit(Asked(event.step, what))
                 self.stopped = self.stopped or what == STOP
         return Command.STOP if self.stopped else None
 
     def _take(self) -> list[str]:
         """Return what is asked for, and take the files away."""
-        asked = []
-        for what in REQUESTS:
+        asked: list[str] = []
+        for what in REQUESTS if self.folder is not None else ():
             try:
-                (self.folder / what).unlink()
+                (self.folder / what).unlink()  # type: ignore[operator]
             except OSError:
                 continue
             asked.append(what)

@@ -22,6 +22,7 @@ class Evaluate:
             mass of examples, by id, whose loss was found on the way and need not be measured again.
         averaged: context manager in which the weights to be exported are live.
         emit: where `Evaluated` goes.
+        everywhere: every process measures all, and nothing is added up over them.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Evaluate:
         scores: Callable[[], Mapping[str, Any]],
         averaged: Callable[[], AbstractContextManager[None]],
         emit: Callable[[Event], object],
+        everywhere: bool = False,
     ):
         self.family, self.objective, self.accelerator, self.batches = family, objective, accelerator, batches
         self.every, self.levels, self.scores, self.emit = every, levels, scores, emit
-        self.averaged = averaged
+        self.averaged, self.everywhere = averaged, everywhere
         self.total = 0
         self.latest: Evaluated | None = None
 
@@ -68,7 +70,7 @@ class Evaluate:
         import torch
 
         sums = torch.zeros(2, dtype=torch.float64)
-        if known and self.accelerator.is_main_process:
+        if known and (self.everywhere or self.accelerator.is_main_process):
             sums += torch.tensor(list(known.values()), dtype=torch.float64).sum(0)
         with measuring(self.family.trainable().values()), self.accelerator.autocast():
             for quantile in self.levels:
@@ -76,6 +78,6 @@ class Evaluate:
                     for batch in batches:
                         loss = self.objective.loss(self.family, batch, quantile=quantile).total
                         sums += torch.tensor([float(loss), batch.weight], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 and not self.everywhere:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").cpu()
         return float(sums[0] / sums[1])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts.events import Advised, Asked, Command, Event, Previewed, Saved, Started
+from lora_scripts.events import Advised, Asked, Command, Event, Previewed, Saved, Started, Stepped
 from lora_scripts.train.listeners.control import PREVIEW
 
 log = logging.getLogger("lora_scripts")
@@ -34,6 +34,7 @@ class Preview:
         off: context manager in which the adapter has no effect.
         averaged: context manager in which the weights to be exported are live.
         emit: where `Previewed` goes.
+        together: all processes draw, at the same steps whether or not one of them has saved; one `writes`.
     """
 
     def __init__(
@@ -46,9 +47,12 @@ class Preview:
         off: Callable[[], AbstractContextManager],
         averaged: Callable[[], AbstractContextManager],
         emit: Callable[[Event], object],
+        together: bool = False,
+        writes: bool = True,
     ):
         self.folder, self.family, self.wish = folder, family, wish
         self.at, self.off, self.averaged, self.emit = frozenset(at), off, averaged, emit
+        self.together, self.writes = together, writes
         self._before: Sequence[Any] | None = None
         self._failed = False
 
@@ -61,7 +65,7 @@ class Preview:
         return None
 
     def _is_time(self, event: Event) -> bool:
-        planned = isinstance(event, Saved) and event.step in self.at
+        planned = isinstance(event, Stepped if self.together else Saved) and event.step in self.at
         return planned or (isinstance(event, Asked) and event.what == PREVIEW)
 
     def _try(self, step: int, show: Callable[[], None]) -> None:
@@ -81,11 +85,13 @@ class Preview:
             self._before = self._make()
 
     def _show(self, step: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         if self._before is None:
             self._show_base()
         with self.averaged():
             after = self._make()
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         assert self._before is not None
         path = self.family.lay_out(self._before, after, self.wish.prompts, self.folder / f"step-{step}")
         shutil.copyfile(path, self.folder / f"before_after{path.suffix}")
