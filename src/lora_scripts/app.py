@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -14,7 +15,7 @@ from typing import Any
 from lora_scripts import identity, messages, registry
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.data.cache import Cache
-from lora_scripts.errors import DataError, LoraScriptsError, Stopped
+from lora_scripts.errors import DataError, LoraScriptsError, MachineError, Stopped
 from lora_scripts.events import Command, Event, Failed, Finished
 from lora_scripts.preparation import Prepared, cache_folder, file_names, prepare
 from lora_scripts.runs import SCHEMA_VERSION, RunFolder
@@ -72,14 +73,23 @@ def train(
     folder = RunFolder(config.output_dir)
     folder.check()
     prepared = prepared or prepare(config, processes())
-    with folder.owned() if is_main() else nullcontext():
+    with folder.owned() if is_main() else nullcontext() as before:
         names = file_names(prepared)
         if is_main():
             folder.sweep()
-            checkpoint.sweep(folder.checkpoints)
             Cache(cache_folder(config)).open()
         with _logged(folder, say) if is_main() else nullcontext():
+            if is_main():
+                _tidy(folder, before, say)
             return _train(prepared, folder, names, listeners, say, restart=restart)
+
+
+def _tidy(folder: RunFolder, before: Mapping[str, Any] | None, say: Tell) -> None:
+    """Put in order what a run that was killed left, and say so."""
+    if before is not None:
+        say("train.lock_taken", path=folder.path, **before)
+    for code, params in checkpoint.sweep(folder.checkpoints):
+        say(code, **params)
 
 
 def processes() -> int:
@@ -157,7 +167,9 @@ def _train(
         }
         record["state"] = state
         if is_main():
-            folder.write_record(record)
+            # What ended the run is told, not that its record could not be written either.
+            with contextlib.suppress(MachineError) if state == "failed" else nullcontext():
+                folder.write_record(record)
     if finished.stopped:
         raise Stopped(
             "train.stopped", exit_code=run.signals.exit_code or ASKED, step=finished.step, total=finished.total
@@ -189,7 +201,7 @@ def _known_run(prepared: Prepared, folder: RunFolder, base_hash: str) -> dict[st
     A run that never saved has nothing to lose: it starts over, with whatever the config says now.
     """
     record = folder.record()
-    if record is None or (record["state"] != "finished" and not checkpoint.steps(folder.checkpoints)):
+    if record is None or (record["state"] != "finished" and not checkpoint.folders(folder.checkpoints)):
         return None
     identity.check_same(record, prepared.config, prepared.scan.examples, base_hash)
     return record

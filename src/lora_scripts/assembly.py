@@ -22,6 +22,7 @@ from lora_scripts.preparation import Prepared, describe, options_of
 from lora_scripts.runs import RunFolder
 from lora_scripts.train import averaging, checkpoint, memory, sharding, state
 from lora_scripts.train.averaging import Average
+from lora_scripts.train.disk import CacheWatch
 from lora_scripts.train.estimate import frugal
 from lora_scripts.train.hub import Hub
 from lora_scripts.train.listeners.advice import Advice
@@ -31,7 +32,7 @@ from lora_scripts.train.listeners.evaluate import Evaluate
 from lora_scripts.train.listeners.jsonl import JsonLines
 from lora_scripts.train.listeners.preview import Preview, Wish
 from lora_scripts.train.listeners.report import Report
-from lora_scripts.train.listeners.save import Save
+from lora_scripts.train.listeners.save import Save, Stay
 from lora_scripts.train.listeners.signals import Signals
 from lora_scripts.train.listeners.tensorboard import TensorBoard
 from lora_scripts.train.loader import Loader
@@ -198,7 +199,12 @@ def fill(run: Run, say: Any) -> None:
     """Fill the cache for all epochs and let go of the encoders."""
     if run.prepared.config.shard_base:
         say("train.sharded", **_shares(run))
-    progress = lambda part, done, total: say("train.encoding", part=part, done=done, total=total)  # noqa: E731
+    watch = CacheWatch(run.loader.cache.folder, lambda: run.loader.cache.written)
+
+    def progress(part: str, done: int, total: int) -> None:
+        say("train.encoding", part=part, done=done, total=total)
+        watch(part, done, total)
+
     for loader in filter(None, (run.loader, run.held)):
         loader.waiting = lambda error, seconds: say("train.waiting", reason=str(error), seconds=f"{seconds:g}")
     filled = run.loader.fill(run.prepared.plan.epochs, tell=progress)
@@ -245,7 +251,7 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
     if run.evaluate is not None:
         listeners += [run.evaluate, run.best]
     if writes:
-        listeners.append(_save(run, folder))
+        listeners.append(_save(run, folder, say))
     if (writes or sharded) and run.prepared.config.preview.enabled:
         listeners.append(_preview(run, folder))
     run.hub.listeners += [*listeners, *([run.control] if run.control else []), run.signals.asked]
@@ -268,15 +274,18 @@ def _evaluate(run: Run, held: Loader) -> Evaluate:
     )
 
 
-def _save(run: Run, folder: RunFolder) -> Save:
+def _save(run: Run, folder: RunFolder, say: Any) -> Save:
+    config = run.prepared.config
+    best = lambda: run.best.found.step if run.best.found is not None else None  # noqa: E731
     return Save(
         folder.checkpoints,
         run.prepared.plan.saves,
-        run.prepared.config.keep_checkpoints,
+        Stay(config.keep_checkpoints, config.keep_every, best, run.evaluate is not None),
         lambda: state.capture(run.trainer, {name: part.state_dict() for name, part in run.remembered().items()}),
         lambda staged, step: _add_lora(run, staged, step),
         run.hub.emit,
-        lambda: run.best.found.step if run.best.found is not None else None,
+        exporters=len(config.exporters),
+        tell=say,
     )
 
 

@@ -6,12 +6,14 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from lora_scripts.errors import MachineError
+from lora_scripts.units import format_bytes
 
 STAGED_PREFIX = ".staged-"
 
@@ -44,31 +46,51 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     replace_file(path, lambda file: file.write(data), durable=durable)
 
 
-def sync(handle: int) -> None:
-    """Flush a file or folder to the disk; file systems that cannot are tolerated, errors of the disk are not."""
+def sync(handle: int) -> bool:
+    """Flush a file or folder to the disk; return False where the file system cannot. Errors of the disk are raised."""
     try:
         os.fsync(handle)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
+        return False
+    return True
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable, where the system lets a folder be opened."""
+def sync_folder(path: Path) -> bool:
+    """Make renames inside a folder durable, where the system lets a folder be opened; return as `sync`."""
     if os.name != "posix":
-        return
+        return True
     handle = os.open(path, os.O_RDONLY)
     try:
-        sync(handle)
+        return sync(handle)
     finally:
         os.close(handle)
 
 
 def cannot_write(folder: Path, error: OSError) -> MachineError:
     """Return the error to raise when writing into a folder failed."""
-    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
     reason = error.strerror or str(error)
-    return MachineError("train.no_space" if full else "train.not_writable", path=folder, reason=reason)
+    if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return MachineError("train.not_writable", path=folder, reason=reason)
+    free, full_of_files = room(folder)
+    if full_of_files and free:
+        return MachineError("train.no_inodes", path=folder, reason=reason, free=format_bytes(free))
+    return MachineError("train.no_space", path=folder, reason=reason, free=format_bytes(free))
+
+
+def room(path: Path) -> tuple[int, bool]:
+    """Return the free bytes of the file system that a path is or will be on, and whether it takes no further file."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        if not hasattr(os, "statvfs"):
+            return shutil.disk_usage(path).free, False
+        found = os.statvfs(path)
+    except OSError:
+        return 0, False
+    # Some file systems do not count files: both numbers are 0 then.
+    return found.f_bavail * found.f_frsize, found.f_files > 0 and found.f_favail == 0
 
 
 def sha256_of(path: Path) -> str:

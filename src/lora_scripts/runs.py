@@ -109,8 +109,8 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """Hold the folder's lock.
+    def owned(self) -> Iterator[dict[str, Any] | None]:
+        """Hold the folder's lock; yields who held it before and ended without letting go, or None.
 
         Raises:
             LockError: another process holds it; the message tells which.
@@ -126,10 +126,14 @@ class RunFolder:
             if not _lock(handle):
                 owner = _owner(path)
                 raise LockError("train.locked", path=self.path, **owner)
+            before = _owner(path) if os.fstat(handle).st_size else None
             os.ftruncate(handle, 0)
             owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.write(handle, json.dumps(owner).encode())
-            yield
+            try:
+                yield before
+            finally:
+                os.ftruncate(handle, 0)
         finally:
             os.close(handle)
 

@@ -110,6 +110,11 @@ def test_a_config_says_where_and_how(pictures: Path, tmp_path: Path, capsys: pyt
     assert "names several data folders" in capsys.readouterr().err
     assert main(["doctor", str(held), "--config", str(config), "--json", str(report)]) in (0, 3)
     assert json.loads(report.read_bytes())["folder"] == str(held)
+    assert "is not on this machine" not in capsys.readouterr().out
+    values["base_model"] = "someone/elsewhere"
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert main(["doctor", str(held), "--config", str(config)]) in (0, 3)
+    assert "someone/elsewhere is not on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -229,65 +230,60 @@ def test_a_failure_half_way_takes_back_what_was_done(root: Path, monkeypatch: py
     assert snapshot(root) == before
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from lora_scripts.doctor import fixing, journal
-from lora_scripts.doctor.settings import Settings
-from tests.doctor.test_fixing import aside, respell, rename
+def killed(root: Path, after: int, act: Callable[[Path], object]) -> bool:
+    """Act in another process that dies after so many calls that change the disk; say if it came through."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    left = [after]
 
-root, left = Path(sys.argv[1]), [int(sys.argv[2])]
+    def counted(really: Callable) -> Callable:
+        def call(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+            return really(*arguments, **options)
 
-def counted(name):
-    really = getattr(os, name)
-    def call(*arguments, **options):
-        left[0] -= 1
-        if left[0] < 0:
-            os._exit(9)
-        return really(*arguments, **options)
-    setattr(os, name, call)
+        return call
 
-for name in ("rename", "replace", "fsync", "mkdir"):
-    counted(name)
-if sys.argv[3] == "fix":
-    findings = [aside(("a.png", "b.png"), ("gone.png",), ("sub/c.png",)), respell("a.png"), rename("d.jpg")]
-    journal.perform(root, fixing.plan(findings, Settings(root)).changes)
-else:
-    journal.undo(root)
-print("whole")
-"""
+    try:
+        for name in ("rename", "replace", "fsync", "mkdir", "rmdir", "unlink"):
+            setattr(os, name, counted(getattr(os, name)))
+        act(root)
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
-def killed(root: Path, after: int, what: str) -> bool:
-    """Run a fix or its undoing in another process that dies after so many calls; say if it came through."""
-    command = [sys.executable, "-c", KILLED, str(root), str(after), what]
-    here = Path(__file__).parents[2]
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=here, env={**os.environ, "PYTHONPATH": str(here)}
-    )
-    assert result.returncode in (0, 9), result.stderr
-    return "whole" in result.stdout
+def all_of_it(root: Path) -> None:
+    do(root, aside(("a.png", "b.png"), ("gone.png",), ("sub/c.png",)), respell("a.png"), rename("d.jpg"))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="counts the calls of POSIX")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be forked")
 def test_a_kill_at_any_moment_leaves_what_undo_restores(root: Path):
     before = snapshot(root)
-    seen = []
-    for after in (0, 5, 11, 14, 17, 20, 24, 29, 200):
-        whole = killed(root, after, "fix")
-        seen.append(whole)
+    moments, whole = 0, False
+    while not whole:
+        whole = killed(root, moments, all_of_it)
+        moments += 1
         if not any((root / journal.FOLDER).glob("*/journal.json")):
             # Nothing had been touched; the next fix sweeps what lies there.
             assert {name: v for name, v in snapshot(root).items() if not name.startswith(".lora-doctor/")} == before
             continue
-        if not whole:
+        (written,) = (root / journal.FOLDER).glob("*/journal.json")
+        if json.loads(written.read_bytes())["state"] == journal.BEGUN:
             with pytest.raises(DataError, match="cut off"):
                 journal.perform(root, [journal.Move("a.png")])
-        while not killed(root, 2, "undo"):
-            pass
-        assert snapshot(root) == before
-    assert (seen[0], seen[-1]) == (False, True)
-    assert not (root / journal.FOLDER).exists()
+        # Undoing is killed as well, and begun again until its journal is gone.
+        calls = 1
+        while any((root / journal.FOLDER).glob("*/journal.json")):
+            killed(root, calls, journal.undo)
+            calls += 1
+        left = snapshot(root)
+        assert {name: value for name, value in left.items() if not name.startswith(".lora-doctor/")} == before
+        assert [name for name in left if name.startswith(".lora-doctor/")] == []
+    assert moments >= 30
 
 
 def test_every_fix_that_a_check_names_exists():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_scripts.doctor.settings import Settings
 
 OK, MUST_FIX = 0, 3
-TRIGGER_LEFT_OUT = ("captions.trigger_missing", "captions.trigger_nowhere")
+TRIGGER_LEFT_OUT = (("captions", "trigger_missing"), ("captions", "trigger_nowhere"))
 KINDS = ("person", "thing", "style")
 # (option, least, most)
 NUMBERS = (("resolution", 8, 16_384), ("batch_size", 1, 4096), ("max_tokens", 1, 10_000_000))
@@ -109,6 +109,8 @@ def _settings(arguments: argparse.Namespace, console: Console) -> Settings:
         settings = settings_of(config, arguments.config, arguments.folder)
         if config.validation.enabled and len(config.validation.paths) > 1 and arguments.held_out is None:
             console.say("doctor.several_held", path=config.validation.paths[0])
+        if settings.base is None and arguments.base is None:
+            console.say("doctor.base_elsewhere", base=messages.printable(config.base_model))
     else:
         settings = Settings(arguments.folder)
     if arguments.base is not None:

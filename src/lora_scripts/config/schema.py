@@ -225,6 +225,7 @@ class RunConfig(Section):
 
     save_steps: int = Field(500, ge=1, json_schema_extra=FREE)
     keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=FREE)
+    keep_every: int | None = Field(None, ge=1, json_schema_extra=FREE)
     preview: PreviewSection = Field(PreviewSection(), json_schema_extra=FREE)
     validation: ValidationSection = ValidationSection()
     exporters: tuple[str, ...] = Field(("diffusers", "kohya"), min_length=1)

@@ -39,12 +39,16 @@ class Cache:
     Args:
         folder: created when the first entry is written.
         memory_bytes: upper bound of what is kept in memory.
+
+    Attributes:
+        written: bytes put into the folder by this object.
     """
 
     def __init__(self, folder: Path, *, memory_bytes: int = MEMORY_BYTES):
         self.folder, self.memory_bytes = folder, memory_bytes
         self._memory: OrderedDict[str, Mapping[str, Tensor]] = OrderedDict()
         self._held = 0
+        self.written = 0
 
     def check(self) -> None:
         """Refuse a folder that cannot be written, as far as that can be told without writing.
@@ -131,6 +135,7 @@ class Cache:
             raise cannot_write(self.folder, error) from error
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         write_bytes(path, data, durable=False)
+        self.written += len(data)
         self._keep(key, tensors)
 
     def _keep(self, key: str, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,6 @@ from lora_scripts.data.decode import FOREIGN_SUFFIXES, FORMATS, SUFFIXES
 from lora_scripts.data.record import Dropped
 from lora_scripts.errors import DataError
 
-
 SIDE_FILE = ".labels.jsonl"
 """How the names of files end in which labelling keeps what it knows of each caption: neither captions nor data."""
 

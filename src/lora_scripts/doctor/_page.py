@@ -65,7 +65,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .groups { list-style: none; margin: 1.4rem 0 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); }
 .groups > li { background: var(--well); border-radius: 12px; padding: .9rem; }
-.groups .grid { margin-top: 0; grid-template-columns: repeat(auto-fill, minmax(min(8rem, 46%), 1fr)); }
+.groups .grid { margin-top: 0; grid-template-columns: repeat(auto-fit, minmax(min(8rem, 46%), 1fr)); }
 .groups .said { margin: .6rem 0 0; }
 figure { margin: 0; }
 .frame { display: grid; grid-template: minmax(0, 1fr) / minmax(0, 1fr); place-items: center; height: 10.5rem;

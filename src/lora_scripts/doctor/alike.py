@@ -19,7 +19,7 @@ from functools import cache
 
 import numpy
 
-from lora_scripts.doctor.comparing import Box, Match, areas, compare
+from lora_scripts.doctor.comparing import Box, Match, areas, compare, surface_terms
 from lora_scripts.doctor.miniatures import SIDE, Miniatures
 
 CELLS = 8
@@ -33,7 +33,7 @@ LEAST_SIDE = 0.38
 LIKE = 0.8
 """Correlation of codes from which a pair is compared; those of the same picture have 0.9 and more."""
 FLAT = 1.5
-"""Standard deviation of the cells, in levels of brightness, below which a code is noise."""
+"""Standard deviation of the cells about a smooth surface, in levels: with less, all are alike, as gradients are."""
 BATCH = 48
 """Pictures whose windows are looked up together."""
 FEW = 1500
@@ -185,10 +185,17 @@ def _window_codes(grey: numpy.ndarray, windows: _Windows) -> tuple[numpy.ndarray
 
 def _code(cells: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Return unit vectors for rows of cells, and which rows have any."""
-    kept = cells.std(axis=1) > FLAT
+    kept = (cells @ _without_surface()).std(axis=1) > FLAT
     codes = cells[kept] @ _transform()
     length = numpy.linalg.norm(codes, axis=1, keepdims=True)
     return codes / numpy.maximum(length, 1e-6), kept
+
+
+@cache
+def _without_surface() -> numpy.ndarray:
+    """The projection that takes away the quadratic surface which fits the cells best."""
+    terms = surface_terms(CELLS)
+    return numpy.eye(CELLS * CELLS, dtype=numpy.float32) - (terms @ numpy.linalg.pinv(terms)).astype(numpy.float32)
 
 
 @cache

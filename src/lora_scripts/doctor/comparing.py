@@ -7,6 +7,7 @@ enough: after the best place and size are found, each pixel of one must lie amon
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy
 
@@ -35,6 +36,8 @@ GAIN = (0.6, 1.6)
 """Change of contrast that is still the same picture."""
 TONE, TWO_TONES = 12, 0.6
 """Levels around a tone that belong to it, and the share of the pixels that lie at the two commonest of a sign."""
+COLOURLESS = 4.0
+"""Deviation of a colour channel, in levels, up to which a picture has no colours, or one."""
 TINT, PATTERN = 22.0, 7.0
 """Mean change of a colour channel, and the mean difference that may be left after it, in levels."""
 
@@ -62,7 +65,7 @@ def areas(start: float, end: float, count: int, side: int = SIDE) -> numpy.ndarr
 
 def compare(whole: View, part: View, box: Box, *, mirrored: bool) -> Match | None:
     """Return where in `whole` the picture `part` lies, near `box`, or None where it does not."""
-    if mirrored and _is_sign(part[0]):
+    if mirrored and _is_sign(part):
         return None
     grey, colour = (each[..., ::-1] if mirrored else each for each in part)
     target = _reduced(grey.astype(numpy.float64), GRID)
@@ -77,8 +80,11 @@ def compare(whole: View, part: View, box: Box, *, mirrored: bool) -> Match | Non
     return Match(0, 1, box, mirrored, score)
 
 
-def _is_sign(grey: numpy.ndarray) -> bool:
-    """Say whether a picture is drawn in two tones: an arrow up is not a mirrored arrow down."""
+def _is_sign(view: View) -> bool:
+    """Say whether a picture is drawn in two tones without colours: an arrow up is not a mirrored arrow down."""
+    grey, colour = view
+    if colour.reshape(2, -1).std(axis=1).max() > COLOURLESS:
+        return False
     histogram = numpy.convolve(numpy.bincount(grey.ravel(), minlength=256), numpy.ones(2 * TONE + 1, int))
     covered = numpy.zeros(256, bool)
     for _ in range(2):
@@ -170,13 +176,16 @@ def _agree(seen: numpy.ndarray, other: numpy.ndarray) -> bool:
 
 def _details(picture: numpy.ndarray) -> numpy.ndarray:
     """Take away the quadratic surface that fits best: gradients and vignettes are alike without being the same."""
-    side = len(picture)
-    place = numpy.linspace(-1, 1, side)
-    across, down = numpy.meshgrid(place, place)
-    terms = numpy.stack([across * 0 + 1, across, down, across * down, across**2, down**2], axis=-1).reshape(-1, 6)
+    terms = surface_terms(len(picture))
     flat = picture.reshape(-1)
-    fit = terms @ numpy.linalg.lstsq(terms, flat, rcond=None)[0]
-    return (flat - fit).reshape(side, side)
+    return (flat - terms @ (numpy.linalg.pinv(terms) @ flat)).reshape(picture.shape)
+
+
+@cache
+def surface_terms(side: int) -> numpy.ndarray:
+    """Return (side * side, 6): what a quadratic surface over a square is made of."""
+    across, down = numpy.meshgrid(numpy.linspace(-1, 1, side), numpy.linspace(-1, 1, side))
+    return numpy.stack([across * 0 + 1, across, down, across * down, across**2, down**2], axis=-1).reshape(-1, 6)
 
 
 def _apart(picture: numpy.ndarray, other: numpy.ndarray) -> float:

@@ -108,10 +108,11 @@ def _is_whole(match: Match) -> bool:
     return (right - left) * (bottom - top) >= NEARLY_ALL
 
 
-def _better(picture: Picture) -> tuple[float, float, str]:
-    """Sort the one to keep first: the largest, then the sharpest."""
-    sharpness = picture.measured.sharpness if picture.measured else 0.0
-    return -picture.size[0] * picture.size[1], -sharpness, picture.name
+def _better(picture: Picture) -> tuple[float, float, float, str]:
+    """Sort the one to keep first: the largest, then the one saved with the least loss, then the sharpest."""
+    assert picture.measured is not None
+    quality = picture.measured.quality or 101
+    return -picture.size[0] * picture.size[1], -quality, -picture.measured.sharpness, picture.name
 
 
 def _near(matches: Sequence[Match], pictures: Sequence[Picture], survey: Survey) -> list[Finding]:

@@ -35,6 +35,8 @@ LEAST_BAR, LEAST_CONTENT = 0.025, 0.3
 """Shares of a side: a bar that is narrower is a frame or a mistake of one pixel, between two bars is a picture."""
 GROUND, MOST_GROUND = 3, 0.1
 """Levels about the colour of the bars, and the share of the content that may lie there: else it is the ground."""
+BLOCK = 8
+"""Pixels of a block of JPEG."""
 STANDARD_LUMA_SUM = 3687
 """Sum of the luminance table of ITU-T T.81 K.1, which quality 50 uses as it is."""
 
@@ -45,7 +47,7 @@ class Measured:
 
     Attributes:
         sharpness: 0 to 1, share of an edge's height that its steepest pixel rises; 0 where there is no edge at all.
-        dark, middle, bright: 1st, 50th and 99th percentile of brightness, 0 to 255.
+        dark, bright: 1st and 99.9th percentile of brightness, 0 to 255; a few lamps make a night bright.
         white: share of the pixels that are white or nearly.
         spread: levels, 0 to 255, between the least and the largest value of the channel that differs most.
         bars: (left, top, right, bottom) of the content between two bars, as shares; None where there are none.
@@ -54,7 +56,6 @@ class Measured:
 
     sharpness: float
     dark: int
-    middle: int
     bright: int
     white: float
     spread: int
@@ -73,11 +74,10 @@ def measure(picture: Image.Image, data: bytes, resolution: int) -> Measured:
     grey = reduced.convert("L")
     trained = grey if size == grey.size else grey.resize(size, Image.Resampling.BICUBIC)
     histogram = numpy.cumsum(grey.histogram()) / (grey.width * grey.height)
-    dark, middle, bright = (int(numpy.searchsorted(histogram, share)) for share in (0.01, 0.5, 0.99))
+    dark, bright = (int(numpy.searchsorted(histogram, share)) for share in (0.01, 0.999))
     return Measured(
         sharpness=steepness(numpy.asarray(trained)),
         dark=dark,
-        middle=middle,
         bright=bright,
         white=float(1 - histogram[249]),
         spread=max(high - low for low, high in reduced.getextrema()),  # type: ignore[misc, operator]
@@ -135,7 +135,8 @@ def bars(pixels: numpy.ndarray) -> tuple[float, float, float, float] | None:
     Args:
         pixels: uint8 (height, width, 3).
     """
-    found = [_bars_above_and_below(lines) for lines in (pixels, pixels.transpose(1, 0, 2))]
+    planes = numpy.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(numpy.int16)
+    found = [_bars_above_and_below(lines) for lines in (planes, planes.transpose(0, 2, 1))]
     if (found[0] is None) == (found[1] is None):
         return None
     if found[0] is not None:
@@ -144,40 +145,50 @@ def bars(pixels: numpy.ndarray) -> tuple[float, float, float, float] | None:
     return (found[1][0], 0.0, found[1][1], 1.0)
 
 
-def _bars_above_and_below(lines: numpy.ndarray) -> tuple[float, float] | None:
-    rows = lines.shape[0]
-    first, last = _bar(lines), _bar(lines[::-1])
-    if first is None or last is None:
+def _bars_above_and_below(planes: numpy.ndarray) -> tuple[float, float] | None:
+    """Return where the content begins and ends, for int16 (3, rows, columns)."""
+    rows = planes.shape[1]
+    above = _bar(planes)
+    below = _bar(planes[:, ::-1]) if above is not None else None
+    if above is None or below is None:
         return None
-    (above, colour), (below, other) = first, last
-    content = lines[above : rows - below].astype(numpy.int16)
-    if numpy.abs(colour - other).max() > UNIFORM or len(content) < LEAST_CONTENT * rows:
+    content = planes[:, above[0] : rows - below[0]]
+    if numpy.abs(above[1] - below[1]).max() > UNIFORM or content.shape[1] < LEAST_CONTENT * rows:
         return None
-    if (numpy.abs(content - colour).max(axis=2) <= GROUND).mean() > MOST_GROUND:
+    if (_distance(content, above[1]) <= GROUND).mean() > MOST_GROUND:
         return None
-    return above / rows, 1 - below / rows
+    return above[0] / rows, 1 - below[0] / rows
 
 
-def _bar(lines: numpy.ndarray) -> tuple[int, numpy.ndarray] | None:
+def _bar(planes: numpy.ndarray) -> tuple[int, numpy.ndarray] | None:
     """Return the rows of a bar at the top, and its colour."""
-    rows = lines.shape[0]
-    colour = numpy.median(lines[0], axis=0).astype(numpy.int16)
+    rows = planes.shape[1]
+    colour = numpy.median(planes[:, 0], axis=1).astype(numpy.int16)
     if numpy.ptp(colour) > UNIFORM:
         return None
     least = max(2, math.ceil(LEAST_BAR * rows))
     # Most pictures end here; the rest is looked at in full.
-    if numpy.abs(lines[:least].astype(numpy.int16) - colour).max() > UNIFORM:
+    if _distance(planes[:, :least], colour).max() > UNIFORM:
         return None
-    differs = (numpy.abs(lines.astype(numpy.int16) - colour) > UNIFORM).any(axis=2)
-    other = differs.any(axis=1)
-    if not other.any():
+    differs = _distance(planes, colour)
+    ends = (differs > 2 * UNIFORM).mean(axis=1) >= 0.5
+    if not ends.any():
         return None
-    height = int(other.argmax())
+    height = int(ends.argmax())
+    # A block of JPEG that holds the edge is frayed; further up nothing is.
+    clean = max(least, height - BLOCK)
+    if height < least or differs[:clean].max() > UNIFORM:
+        return None
     # JPEG and scaling blur the edge over some rows.
-    behind = lines[min(rows - 1, height + max(2, rows // 100))].astype(numpy.int16)
-    across = (numpy.abs(behind - colour).max(axis=1) > 2 * UNIFORM).mean()
-    alike = numpy.ptp(behind, axis=0).max() <= 2 * UNIFORM
+    row = min(rows - 1, height + max(2, rows // 100))
+    across = (differs[row] > 2 * UNIFORM).mean()
+    alike = numpy.ptp(planes[:, row], axis=1).max() <= 2 * UNIFORM
     return None if across < 0.75 or alike else (height, colour)
+
+
+def _distance(planes: numpy.ndarray, colour: numpy.ndarray) -> numpy.ndarray:
+    """Return how far each pixel is from a colour, in the channel in which it is furthest."""
+    return numpy.abs(planes - colour[:, None, None]).max(axis=0)
 
 
 def jpeg_quality(data: bytes) -> int:

@@ -32,12 +32,14 @@ SHARP_ENOUGH = 0.5
 """Share of an edge within one pixel from which a picture is sharp, whatever the others are."""
 EMPTY = 8
 """Levels within which all values of a picture of one colour lie; JPEG makes some of them."""
-DARK, DARK_ELSEWHERE = 56, 128
-"""Brightness of the brightest hundredth: of a picture that is too dark at most, of a usual one at least."""
+DARK, DARK_ELSEWHERE = 36, 128
+"""Brightness of the brightest spot: of a picture that is too dark at most, of a usual one at least."""
 BRIGHT, BRIGHT_ELSEWHERE = 150, 110
 """Brightness of the darkest hundredth: of a picture that is too bright at least, of a usual one at most."""
 WHITE, WHITE_ELSEWHERE = 0.5, 0.3
 """Share of white: of a picture that is too bright at least, of a usual one at most (drawings on white have more)."""
+RARE = 0.15
+"""Share of the pictures beyond which darkness or paleness is how the set is."""
 LOSSY = 40
 """Quality of a JPEG below which blocks of eight pixels and frayed edges are seen, and learned."""
 
@@ -97,6 +99,7 @@ def _exposed(seen: Sequence[tuple[Picture, Measured]]) -> list[Finding]:
     if usual(lambda each: each.dark) <= BRIGHT_ELSEWHERE and usual(lambda each: each.white) <= WHITE_ELSEWHERE:
         bright = [Item((picture.name,)) for picture, each in seen if each.dark >= BRIGHT and each.white >= WHITE]
     return [
-        Finding("pictures", "dark", Severity.SHOULD, len(dark), items=dark),
-        Finding("pictures", "bright", Severity.SHOULD, len(bright), items=bright),
+        Finding("pictures", name, Severity.SHOULD, len(items), items=items)
+        for name, items in (("dark", dark), ("bright", bright))
+        if len(items) <= RARE * len(seen)
     ]

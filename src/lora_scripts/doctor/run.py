@@ -58,13 +58,13 @@ class Examination:
 
 
 def examine(
-    settings: Settings, *, kind: str = "", excused: Collection[str] = (), tell: Tell | None = None
+    settings: Settings, *, kind: str = "", excused: Collection[tuple[str, str]] = (), tell: Tell | None = None
 ) -> Examination:
     """Run every check.
 
     Args:
         kind: "pictures" or "texts", or "" to see by the files.
-        excused: ids of findings that training itself takes care of.
+        excused: topics and names of findings that training itself takes care of.
         tell: is told how far it is, as `tell(code, done=..., total=...)`.
 
     Raises:
@@ -73,7 +73,7 @@ def examine(
     entries = ignoring.read(home(settings.path))
     kind = kind or kind_of(settings.path)
     found, looked_at = _pictures(settings, tell) if kind == PICTURES else _texts(settings, tell)
-    found = [finding for finding in found if finding.id not in excused]
+    found = [finding for finding in found if (finding.topic, finding.name) not in excused]
     kept, ignored, unmatched = ignoring.apply(found, entries)
     return Examination(settings, kind, looked_at, in_order(kept), in_order(ignored), unmatched)
 

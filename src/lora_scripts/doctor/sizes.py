@@ -65,7 +65,8 @@ def find(survey: Survey) -> Sequence[Finding]:
             too_long.append(Item((picture.name,), note))
             continue
         lost = 1 - buckets.kept(picture.size, bucket)
-        if lost > MOST_LOST:
+        # A small picture loses more, as there are few sizes that fit into it; being small is what is wrong with it.
+        if lost > MOST_LOST and not _is_small(picture, survey):
             params = {"size": size, "bucket": _text(bucket), "percent": round(100 * lost)}
             cropped.append(Item((picture.name,), Note("pictures.cropped.detail", params), _box(picture.size, bucket)))
     shown: dict[str, object] = {"multiple": survey.settings.multiple, "resolution": survey.settings.resolution}
@@ -90,6 +91,10 @@ def _text(size: tuple[int, int]) -> str:
 def _box(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[float, float, float, float]:
     left, top, right, bottom = crop_box(size, bucket)
     return left / size[0], top / size[1], right / size[0], bottom / size[1]
+
+
+def _is_small(picture: Picture, survey: Survey) -> bool:
+    return math.sqrt(picture.size[0] * picture.size[1]) < SMALL * survey.settings.resolution
 
 
 def _small(survey: Survey) -> list[Finding]:

@@ -251,6 +251,21 @@ def averaged(work: Path, vocabulary: Path) -> tuple[Labeller, torch.Tensor, torc
 
 
 @torch.no_grad()
+def calibrate(
+    model: Labeller, pictures: torch.Tensor, classes: torch.Tensor, rows: list[dict], table: torch.Tensor
+) -> float:
+    """Return the temperature that makes the right names of the held-out style likeliest (arXiv:1706.04599, eq. 9)."""
+    index = torch.tensor([i for i, row in enumerate(rows) if row["style"] == HELD_OUT_STYLE])
+    embedded = torch.cat([model.images(part)[0] for part in on_white(pictures[index]).split(256)])
+    # As the labeller asks: the bare name and "a picture of" it, averaged.
+    texts = F.normalize(model.texts(table[:, 0]) + model.texts(table[:, 3]), dim=-1)
+    logits = embedded @ texts.T * model.scale.exp().clamp(max=100)
+    tried = torch.linspace(0.3, 3.0, 55)
+    losses = torch.stack([F.cross_entropy(logits / one, classes[index]) for one in tried])
+    return round(float(tried[losses.argmin()]), 3)
+
+
+@torch.no_grad()
 def evaluate(work: Path, vocabulary: Path) -> dict[str, dict[str, float]]:
     """Return, by set, the share of pictures whose own name is first and among the first five, and the pixels' share.
 
@@ -281,7 +296,8 @@ def evaluate(work: Path, vocabulary: Path) -> dict[str, dict[str, float]]:
 
 def export(work: Path, folder: Path, vocabulary: Path) -> None:
     """Write both towers in fp16, the names and what they are sure of, into `folder`."""
-    model, _, _, rows, _ = averaged(work, vocabulary)
+    model, pictures, classes, rows, table = averaged(work, vocabulary)
+    temperature = calibrate(model, pictures, classes, rows, table)
     for name, tower in (("image_tower", model.image), ("text_tower", model.text)):
         shutil.rmtree(folder / name, ignore_errors=True)
         tower.half().save_pretrained(folder / name)
@@ -293,9 +309,9 @@ def export(work: Path, folder: Path, vocabulary: Path) -> None:
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     shutil.copytree(vocabulary, folder / "tokenizer")
     scale = round(float(model.scale.detach().exp().clamp(max=100)), 4)
-    (folder / "towers.json").write_text(
-        json.dumps({"schema": 1, "image_size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "logit_scale": scale}) + "\n"
-    )
+    colours = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    settings = {"schema": 1, "image_size": SIZE, **colours, "logit_scale": scale, "temperature": temperature}
+    (folder / "towers.json").write_text(json.dumps(settings) + "\n")
     names = dict.fromkeys(row["name"] for row in rows)
     (folder / "names.txt").write_text("\n".join(names) + "\n")
     used = [row for row in rows if row["style"] in STYLES and not row["example"]]
