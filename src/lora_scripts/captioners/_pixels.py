@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SIDE = 96
 # Of 0 to 255, in each channel: what still counts as the ground's colour.
 GROUND_TOLERANCE = 24
-PLAIN_SHARE = 0.9
+PLAIN_SHARE = 0.7
 COLOUR_SHARE = 0.25
 SMALL, LARGE = 0.18, 0.8
 OFF_CENTRE = 0.15
