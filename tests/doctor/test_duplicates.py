@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import drawn_pictures
+
 import numpy
 import pytest
 from PIL import Image, ImageOps
@@ -14,6 +14,7 @@ from lora_scripts.doctor.finding import Finding, Severity
 from lora_scripts.doctor.miniatures import Miniatures, shrink
 from lora_scripts.doctor.settings import Settings
 from lora_scripts.doctor.survey import survey
+from tests.doctor import drawn_pictures
 
 SIZE = (320, 256)
 ICONS = Path(__file__).parents[2] / "examples" / "style_high_contrast"

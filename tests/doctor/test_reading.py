@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-import drawn_pictures
+
 import numpy
 import pytest
 from PIL import Image, ImageCms
@@ -13,6 +13,7 @@ from lora_scripts.doctor import reading
 from lora_scripts.doctor.finding import Finding, Severity
 from lora_scripts.doctor.settings import Settings
 from lora_scripts.doctor.survey import survey
+from tests.doctor import drawn_pictures
 
 SIZE = (96, 80)
 PARTS = ("what", "why", "fix")

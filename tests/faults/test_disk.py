@@ -63,8 +63,8 @@ def values(folder: Path, base_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path, base_folder: Path) -> list[bytes]:
-    """The files of a run that was never disturbed; made here, so that the cache is full too."""
+def expected(folder: Path, base_folder: Path) -> list[str]:
+    """The sha256 of the files of a run that was never disturbed; made here, so that the cache is full too."""
     out = folder / "whole"
     wanted = {"output_dir": str(out), "cache_dir": str(folder / "cache"), "train_data_dir": str(folder / "pictures")}
     rest = {"name": "x", "lora_rank": 2, "batch_size": 2, "gradient_accumulation": 1, "steps": STEPS, "save_steps": 2}
@@ -73,8 +73,8 @@ def expected(folder: Path, base_folder: Path) -> list[bytes]:
     return results(out)
 
 
-def results(out: Path) -> list[bytes]:
-    return [(out / name).read_bytes() for name in FILES]
+def results(out: Path) -> list[str]:
+    return [files.sha256_of(out / name) for name in FILES]
 
 
 def stray(out: Path) -> list[Path]:
@@ -471,7 +471,7 @@ def test_f29_output_cache_and_temporary_folder_may_lie_on_different_disks(values
     renamed, true_replace = [], os.replace
 
     def replace(source: Any, target: Any) -> None:
-        renamed.append((Path(source).parent, Path(target).parent))
+        renamed.append((Path(source).parent, Path(target).parent, os.stat(Path(target).parent).st_dev))
         true_replace(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
@@ -479,8 +479,8 @@ def test_f29_output_cache_and_temporary_folder_may_lie_on_different_disks(values
         cache = {"cache_dir": str(tmp_path / "cache"), "output_dir": str(out)}
         train(values | cache)
         assert results(out) == expected and newest(out) == STEPS and not stray(out)
-        assert len(renamed) > 10 and all(source == target for source, target in renamed)
-        assert {source.stat().st_dev for source, _ in renamed} == {out.stat().st_dev, tmp_path.stat().st_dev}
+        assert len(renamed) > 10 and all(source == target for source, target, _ in renamed)
+        assert {device for _, _, device in renamed} == {out.stat().st_dev, tmp_path.stat().st_dev}
     finally:
         shutil.rmtree(out.parent)
 

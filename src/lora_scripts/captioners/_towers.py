@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_scripts.captioners import _folders
 from lora_scripts.errors import BaseModelError, MachineError
 from lora_scripts.files import sha256_of
 
@@ -33,6 +34,7 @@ WELL_KNOWN = (
 )
 LOCAL = Path("models/clip")
 TEXTS_AT_ONCE = 256
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,7 @@ def load(model: str | None, device: str) -> Towers:
         folder = at_hand()
         name = folder.name if folder.parent == LOCAL else folder.as_posix()
         return _load(folder, _hub_name(folder) or name, device)
-    folder = Path(model)
-    if folder.is_dir():
-        return _load(folder, model, device)
-    if folder.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise BaseModelError("captioner.no_folder", model=model)
-    return _load(_fetch(model, local=False), model, device)
+    return _load(_folders.find(model, PATTERNS), model, device)
 
 
 def at_hand() -> Path:
@@ -113,9 +110,11 @@ def at_hand() -> Path:
         return folder.parent
     for name in WELL_KNOWN:
         try:
-            return _fetch(name, local=True)
+            found = _folders.find(name, PATTERNS, local=True)
         except MachineError:
             continue
+        if list(found.glob("*.safetensors")):
+            return found
     return embedded()
 
 
@@ -134,22 +133,9 @@ def _hub_name(folder: Path) -> str:
     return stem.removeprefix("models--").replace("--", "/")
 
 
-def _fetch(name: str, *, local: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        found = Path(snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=local))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).split("\n")[0][:160]
-        raise MachineError("captioner.hub", model=name, reason=reason) from error
-    if local and not list(found.glob("*.safetensors")):
-        raise MachineError("captioner.hub", model=name, reason="*.safetensors")
-    return found
-
-
 def _load(folder: Path, name: str, device: str) -> Towers:
     import torch
+    from safetensors import SafetensorError
 
     try:
         own = folder / OWN
@@ -157,7 +143,7 @@ def _load(folder: Path, name: str, device: str) -> Towers:
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors")):
             digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except (*_BROKEN, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__

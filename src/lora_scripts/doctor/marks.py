@@ -34,10 +34,10 @@ LIKE = 0.6
 HAS_IT = 0.5
 UNLIKE = 0.35
 """Correlation of the rest of the strip, and of the pictures, above which they just have the same ground or frame."""
-STEADY = 0.8
-"""A pixel belongs to the mark whose mean is so many times its deviation over the pictures."""
-STROKES = 8
-"""Changes between light and dark along a line of the mark: letters have many, the corner of a frame has two."""
+STEADY, BY_CHANCE = 0.8, 3.5
+"""A pixel belongs to the mark whose mean is so many times its deviation over the pictures, and its standard error."""
+STROKES, LEAST_ROWS = 8, 2
+"""Changes between light and dark along a line of the mark, and lines that have them: letters do, a frame does not."""
 MOST_OUTSIDE = 0.25
 """Steady pixels elsewhere in the strip, as a share of the mark's own."""
 MOST_MARKS = 5
@@ -126,12 +126,14 @@ def _mark(lines: numpy.ndarray, alike: numpy.ndarray, strip: int, place: tuple[i
     first = int(partners.argmax())
     members = lines[same[first] | (numpy.arange(len(lines)) == first)]
     mean = members.mean(axis=0)
-    steady = (numpy.abs(mean) > LINES) & (numpy.abs(mean) > STEADY * members.std(axis=0))
+    least_steady = max(STEADY, BY_CHANCE / numpy.sqrt(len(members)))
+    steady = _with_neighbours((numpy.abs(mean) > LINES) & (numpy.abs(mean) > least_steady * members.std(axis=0)))
     box = _around(steady, place)
     if box is None or _goes_on(steady, box, strip):
         return None
-    mark = _Mark(strip, box, mean[box[1] : box[3], box[0] : box[2]])
-    return mark if _is_drawn(mark.lines) and _is_alone(members, box) else None
+    inside = (slice(box[1], box[3]), slice(box[0], box[2]))
+    drawn = _is_drawn(numpy.where(steady, numpy.sign(mean), 0)[inside])
+    return _Mark(strip, box, mean[inside]) if drawn and _is_alone(members, box) else None
 
 
 def _around(steady: numpy.ndarray, place: tuple[int, int]) -> tuple[int, int, int, int] | None:
@@ -139,11 +141,8 @@ def _around(steady: numpy.ndarray, place: tuple[int, int]) -> tuple[int, int, in
     left, top = place
     reach = numpy.zeros_like(steady)
     reach[max(0, top - TILE[1]) : top + 2 * TILE[1], max(0, left - TILE[0]) : left + 2 * TILE[0]] = True
-    # Single pixels are steady by chance.
-    padded = numpy.pad(steady, 1).astype(int)
+    down, across = numpy.nonzero(steady & reach)
     height, width = steady.shape
-    neighbours = sum(padded[y : y + height, x : x + width] for y in range(3) for x in range(3))
-    down, across = numpy.nonzero(steady & reach & (neighbours >= 3))
     if not len(down):
         return None
     return (
@@ -154,6 +153,14 @@ def _around(steady: numpy.ndarray, place: tuple[int, int]) -> tuple[int, int, in
     )
 
 
+def _with_neighbours(steady: numpy.ndarray) -> numpy.ndarray:
+    """Leave out pixels that are steady alone, by chance."""
+    padded = numpy.pad(steady, 1).astype(int)
+    height, width = steady.shape
+    around = sum(padded[y : y + height, x : x + width] for y in range(3) for x in range(3))
+    return steady & (around >= 3)
+
+
 def _goes_on(steady: numpy.ndarray, box: tuple[int, int, int, int], strip: int) -> bool:
     """Say whether a pattern is a part of something larger: of a frame, or of a shape that the pictures share."""
     left, top, right, bottom = box
@@ -162,18 +169,17 @@ def _goes_on(steady: numpy.ndarray, box: tuple[int, int, int, int], strip: int) 
     return inner or int(steady.sum()) > (1 + MOST_OUTSIDE) * inside
 
 
-def _is_drawn(lines: numpy.ndarray) -> bool:
-    """Say whether a pattern has as many strokes as writing or a drawing."""
-    strong = numpy.where(numpy.abs(lines) > LINES, numpy.sign(lines), 0)
-    return max(_changes(strong)) >= STROKES
+def _is_drawn(signs: numpy.ndarray) -> bool:
+    """Say whether a pattern has as many strokes as writing or a drawing, in more than one line of pixels.
 
-
-def _changes(signs: numpy.ndarray) -> list[int]:
-    found = []
+    Args:
+        signs: of the steady pixels, 1 lighter or -1 darker than around them; 0 elsewhere.
+    """
+    rich = 0
     for row in signs:
         kept = row[row != 0]
-        found.append(int((kept[1:] != kept[:-1]).sum()))
-    return found
+        rich += int((kept[1:] != kept[:-1]).sum()) >= STROKES
+    return rich >= LEAST_ROWS
 
 
 def _is_alone(members: numpy.ndarray, box: tuple[int, int, int, int]) -> bool:

@@ -100,11 +100,11 @@ def steepness(grey: numpy.ndarray) -> float:
         if lines.shape[1] <= WINDOW:
             continue
         levels = numpy.ascontiguousarray(lines).astype(numpy.int16)
-        step = numpy.abs(numpy.diff(levels, axis=1))
         height = _extreme(levels, WINDOW, numpy.maximum) - _extreme(levels, WINDOW, numpy.minimum)
-        largest = _extreme(step, WINDOW - 1, numpy.maximum)
-        heights.append(height[:, ::2].ravel())
-        steps.append(largest[:, : height.shape[1] : 2].ravel())
+        # The step in the middle of its window: at the rim of one there is always a step, and half of its edge only.
+        middle = levels[:, WINDOW // 2 - 1 :][:, : height.shape[1] + 1]
+        heights.append(height.ravel())
+        steps.append(numpy.abs(numpy.diff(middle, axis=1)).ravel())
     if not heights:
         return 0.0
     height, step = numpy.concatenate(heights), numpy.concatenate(steps)
@@ -115,7 +115,7 @@ def steepness(grey: numpy.ndarray) -> float:
 
 
 def _extreme(lines: numpy.ndarray, window: int, larger: numpy.ufunc) -> numpy.ndarray:
-    """Return the largest (or smallest) of each `window` values in a row; the windows double, as 7 = 4 + 3 overlap."""
+    """Return the largest (or smallest) of each `window` values in a row, by windows that double."""
     reach = 1
     values = lines
     while reach < window:

@@ -286,16 +286,16 @@ def prune(
 
     Args:
         best: stays, whatever its age.
-        every: steps that are a multiple of it stay.
+        every: steps that are a multiple of it stay besides.
         newest: the step just saved. What is behind it in steps was passed over as damaged: it does not count.
-        resumed: the step this run began from; it stays while it is the only older one.
+        resumed: the step this run began from; it stays until this run has saved twice.
     """
     if keep is None:
         return []
     found = [step for step in steps(folder) if newest is None or step <= newest]
-    counted = [step for step in found if step != best and not (every and step % every == 0)]
-    away = counted[: max(0, len(counted) - keep)]
-    if resumed in away and [step for step in found if step != found[-1]] == [resumed]:
+    counted = [step for step in found if step != best]
+    away = [step for step in counted[: max(0, len(counted) - keep)] if not (every and step % every == 0)]
+    if resumed in away and resumed == found[-2]:
         away.remove(resumed)
     return [*_remove(folder, away)]
 

@@ -69,11 +69,13 @@ THINGS = (
 ).split("|")
 OPENINGS = (
     "Good morning|Hello there|Hi all|Dear team|Just so you know|A short note from Leeds|Writing from my lunch break|"
-    "Me again|First message to you|Good evening from Porto|Greetings|Hope you are well|Excuse the hurry|On a rainy Sunday"
+    "Me again|First message to you|Good evening from Porto|Greetings|Hope you are well|Excuse the hurry|"
+    "On a rainy Sunday"
 ).split("|")
 CIRCUMSTANCES = (
     "We are hosting eleven guests this weekend|My grandmother turns ninety soon|I run a small bakery by the station|"
-    "The children keep asking me|It was meant as a wedding gift|I live on a narrowboat|Our school has its fair on Friday|"
+    "The children keep asking me|It was meant as a wedding gift|I live on a narrowboat|"
+    "Our school has its fair on Friday|"
     "I moved house a fortnight ago|My shift starts at five|We have a very curious parrot|I am typing with one hand|"
     "The landlord is watching all this|I work nights at the hospital|My brother recommended your shop|"
     "Winter is long up here|Our club meets every Thursday|I teach pottery to beginners|The dog finds it fascinating|"
@@ -143,7 +145,7 @@ def plant(folder: Path) -> Planted:
     add({"message": bad.encode().decode("cp1252"), "label": "praise"}, "damaged")
     add({"message": "My flask is lovely � thanks for the quick and kind help with choosing", "label": "praise"}, "lost")
     add({"message": "  ", "label": "billing"}, "blank")
-    long = " ".join(row["message"] for row in clean_rows(700, seed=3))
+    long = " ".join(row["message"] for row in clean_rows(890, seed=3) if row["label"] == "delivery")
     add(
         {"message": f"The courier lost my parcel, and here is the whole story. {long}", "label": "delivery"},
         "about_too_long",

@@ -1,11 +1,11 @@
 """A small classifier of texts, trained in seconds, that says of each text what it would be taken for by the others.
 
 Logistic regression over hashed words, pairs of words, and pieces of words (Chinese: characters and pairs), weighed by
-how rare they are and cut to length one; fitted by Adam (Kingma & Ba 2015, alg. 1) over the whole set at once. Every text
-is judged by a model that has not seen it.
+how rare they are and cut to length one; fitted by Adam (Kingma & Ba 2015, alg. 1) over the whole set at once. Every
+text is judged by a model that has not seen it.
 
-Memory grows with the texts that are learned from, at most `MOST` at a time: about 3 kB each, times the classes for the
-products.
+Memory grows with the texts: some 3 kB of features each, and for the at most `MOST` that are learned from at a time as
+much again for every class.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def features(texts: Sequence[str]) -> Sparse:
     values = weights[columns]
     norms = np.sqrt(_sums(values[:, None] ** 2, starts)[:, 0])
     values /= np.repeat(np.maximum(norms, 1e-9), np.diff(starts))
-    used, columns = np.unique(columns, return_inverse=True)
+    _, columns = np.unique(columns, return_inverse=True)
     return Sparse(starts, columns.reshape(-1).astype(np.int32), values)
 
 
@@ -73,7 +74,7 @@ def _hash(feature: str) -> int:
 def _features(text: str) -> Iterator[str]:
     words = _TOKEN.findall(text[:LETTERS].casefold())
     yield from words
-    yield from map(" ".join, zip(words, words[1:], strict=False))
+    yield from map(" ".join, pairwise(words))
     for word in words:
         if len(word) >= _PIECE:
             whole = f"<{word}>"

@@ -17,16 +17,17 @@ from lora_scripts.doctor.finding import Finding, Item, Severity
 from lora_scripts.doctor.texts.privacy import masked, quoted
 
 if TYPE_CHECKING:
-    from lora_scripts.doctor.texts.reading import Text
+    from lora_scripts.doctor.texts.text import Text
 
 AROUND = 40
 """Letters shown on either side."""
-_LOST = re.compile("\ufffd+|锟斤拷|(?:烫烫烫|屯屯屯)+")
+# 锛, 銆, 鈥 and 紝 stand for nothing but the comma, the full stop and quotation marks of UTF-8 read as GBK.
+_LOST = re.compile("\ufffd+|锟斤拷|(?:烫烫烫|屯屯屯)+|[锛銆鈥紝](?=[^锛銆鈥紝]*[锛銆鈥紝])")
 # The signs that cp1252 has for 0x80 to 0x9f; its five holes are read as the controls that latin-1 has there.
 _SIGNS = "€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
 _NEXT = rf"[{_SIGNS}\x80-\xbf]"
 _WESTERN = re.compile(rf"(?:[\xc2-\xdf]{_NEXT}|[\xe0-\xef]{_NEXT}{{2}}|[\xf0-\xf4]{_NEXT}{{3}})+")
-_CHINESE = re.compile("[\u2000-\u30ff\u3400-\u9fff\ue000-\uf8ff\uff00-\uffee?]{3,}")
+_CHINESE = re.compile("[·×÷\u0391-\u0451\u2000-\u9fff\ue000-\uf8ff\uff00-\uffee?]{3,}")
 _BYTES = re.compile(r"(?:[\xa1-\xf7][\xa1-\xfe]){2,}")
 _COMMON = frozenset(
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经"
@@ -56,8 +57,8 @@ def find(texts: Sequence[Text]) -> list[Finding]:
         if repaired != whole:
             before, after = _difference(whole, repaired)
             items["damaged"].append(_item("damaged", text.name, before, after))
-        # What is repaired would be told twice: many damaged letters are control signs.
-        if lost := _LOST.search(repaired):
+        # What is repaired is not told twice: bytes that are missing in it are lost, and damaged letters control signs.
+        elif lost := _LOST.search(repaired):
             items["lost"].append(
                 Item((text.name,), Note("texts.lost.detail", {"text": _around(repaired, *lost.span())}))
             )
@@ -82,8 +83,9 @@ def repair(text: str) -> str:
     """Return a text with the letters that a wrong encoding made put right, as far as they can be."""
     if text.isascii():
         return text
-    text = _WESTERN.sub(_read_as_western, text)
+    # Chinese first: pairs of its bytes are letters of UTF-8 too.
     text = _BYTES.sub(_read_as_latin, text)
+    text = _WESTERN.sub(_read_as_western, text)
     return _CHINESE.sub(_read_as_chinese, text)
 
 
@@ -123,7 +125,7 @@ def _read_as_latin(match: re.Match[str]) -> str:
         return run
     known = sum(letter in _COMMON or letter in _SENTENCE for letter in decoded)
     chinese = all("\u4e00" <= letter <= "\u9fff" or letter in _SENTENCE for letter in decoded)
-    return decoded if chinese and 2 * known >= len(decoded) else run
+    return decoded if chinese and 3 * known >= 2 * len(decoded) else run
 
 
 def _read_as_chinese(match: re.Match[str]) -> str:
@@ -136,9 +138,9 @@ def _read_as_chinese(match: re.Match[str]) -> str:
     decoded = raw.decode("utf-8", "replace")
     bad = decoded.count("\ufffd") + decoded.count("?")
     good = sum("\u4e00" <= letter <= "\u9fff" or letter in _SENTENCE for letter in decoded)
-    if good < 2 or bad > 0.4 * len(decoded) or good + bad < 0.9 * len(decoded):
+    if good < 2 or bad > 0.5 * len(decoded) or good + bad < 0.9 * len(decoded):
         return run
-    return decoded if _familiar(decoded) > max(0.3, 2 * _familiar(run)) else run
+    return decoded if _familiar(decoded) > max(0.25, 2 * _familiar(run)) else run
 
 
 def _familiar(text: str) -> float:

@@ -12,7 +12,7 @@ from lora_scripts.doctor.texts import similar
 from lora_scripts.doctor.texts.privacy import quoted
 
 if TYPE_CHECKING:
-    from lora_scripts.doctor.texts.reading import Text
+    from lora_scripts.doctor.texts.text import Text
 
 MOST_NAMED = 20
 """Rows of one group of equal ones that are named."""

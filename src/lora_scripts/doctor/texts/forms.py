@@ -14,7 +14,7 @@ from lora_scripts.doctor.texts import similar
 from lora_scripts.doctor.texts.privacy import quoted
 
 if TYPE_CHECKING:
-    from lora_scripts.doctor.texts.reading import Text
+    from lora_scripts.doctor.texts.text import Text
 
 SMALL_PART = 0.2
 """What is in no more than this share of the rows is an exception that rows can be named for."""
@@ -37,7 +37,8 @@ _ASSISTANT = re.compile(
 _PLACEHOLDER = re.compile(
     r"\[(?:INSERT|Insert|insert|YOUR|Your|your|ENTER|Enter|ADD|Add)\b[^\[\]\n]{0,40}\]"
     r"|\[(?:NAME|Name|DATE|Date|COMPANY|Company|Company Name|Customer Name|Customer|Order Number|First Name|Product)\]"
-    r"|\{\{\s*[A-Za-z_][\w. ]{0,30}\}\}|(?<![$\w\\f\"'{])\{(?:[a-z]+_)*(?:name|date|company|customer|order|number|product|email|user|id|input|text)\}"
+    r"|\{\{\s*[A-Za-z_][\w. ]{0,30}\}\}|(?<![$\w\\f\"'{])\{(?:[a-z]+_)*"
+    r"(?:name|date|company|customer|order|number|product|email|user|id|input|text)\}"
     r"|<(?:NAME|INSERT[^<>\n]{0,30}|YOUR[ _][^<>\n]{0,30}|CUSTOMER|ORDER_NUMBER)>|\blorem ipsum\b"
     r"|[\[【{](?:请?(?:填写|输入|插入)[^\[\]【】{}\n]{0,12}|(?:客户|您的|你的)?(?:姓名|名字|公司名称?|日期|订单号))[\]】}]"
 )
@@ -104,7 +105,7 @@ def _languages(texts: Sequence[Text]) -> list[Finding]:
     for text in texts:
         by_file[text.file].append((text, _spoken(text)))
     if all(len(rows) == 1 for rows in by_file.values()):
-        by_file = {"": [row for rows in by_file.values() for row in rows]}  # type: ignore[assignment]
+        by_file = {"": [row for rows in by_file.values() for row in rows]}
     items, mixed, total = [], Counter[str](), 0
     for rows in by_file.values():
         counts = Counter(spoken for _, spoken in rows if spoken)

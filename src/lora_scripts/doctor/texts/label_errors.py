@@ -16,7 +16,7 @@ from lora_scripts.doctor.finding import Finding, Item, Severity
 from lora_scripts.doctor.texts.privacy import quoted
 
 if TYPE_CHECKING:
-    from lora_scripts.doctor.texts.reading import Text
+    from lora_scripts.doctor.texts.text import Text
 
 MOST_SHOWN = 60
 FEWEST_ROWS, FEWEST_A_LABEL = 50, 5

@@ -12,7 +12,7 @@ from lora_scripts.doctor.finding import EXAMPLES, Finding, Item, Severity
 from lora_scripts.doctor.texts.privacy import quoted
 
 if TYPE_CHECKING:
-    from lora_scripts.doctor.texts.reading import Text
+    from lora_scripts.doctor.texts.text import Text
 
 FEWEST_ROWS = 5
 SMALL_SHARE = 0.1

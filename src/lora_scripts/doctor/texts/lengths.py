@@ -14,7 +14,7 @@ from lora_scripts.doctor.texts.privacy import quoted
 
 if TYPE_CHECKING:
     from lora_scripts.doctor.settings import Settings
-    from lora_scripts.doctor.texts.reading import Text
+    from lora_scripts.doctor.texts.text import Text
 
 USUAL_LIMIT = 4096
 """Tokens from which a row is long for any small base, where none is given."""

@@ -17,7 +17,7 @@ from lora_scripts.data.record import Note
 from lora_scripts.doctor.finding import Finding, Item, Severity
 
 if TYPE_CHECKING:
-    from lora_scripts.doctor.texts.reading import Text
+    from lora_scripts.doctor.texts.text import Text
 
 MUST = ("key", "card", "iban", "id_number")
 KINDS = ("key", "email", "iban", "id_number", "card", "phone", "ip")
@@ -37,7 +37,11 @@ _EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}
 _IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
 _ID_NUMBER = re.compile(r"(?<![A-Za-z0-9])[1-9]\d{16}[0-9Xx](?![A-Za-z0-9])", re.A)
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)", re.A)
-_ISSUER = re.compile(r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|6011|65|62|35(?:2[89]|[3-8])")
+_ISSUED = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|3[47]\d{13}|62\d{14,17}"
+    r"|(?:5[1-5]\d\d|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)|6011|65\d\d|35(?:2[89]|[3-8]\d))\d{12}"
+)
+"""What numbers of cards begin with, and how long they then are."""
 _PHONE = re.compile(
     r"(?<![\w+])\+[1-9]\d{0,2}(?:[ ./-]?\(?\d{1,5}\)?){2,6}(?!\d)"
     r"|(?<![\d+-])(?:\+?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}(?![\d-])"
@@ -120,7 +124,9 @@ def _search(kind: str, text: str) -> Iterator[tuple[int, int]]:
     elif kind == "id_number":
         yield from (match.span() for match in _ID_NUMBER.finditer(text) if is_chinese_id(match[0]))
     elif kind == "card":
-        yield from (match.span() for match in _CARD.finditer(text) if is_card(match[0]))
+        # One in ten numbers of orders has a card's check digit.
+        cards = (match for match in _CARD.finditer(text) if is_card(match[0]))
+        yield from (match.span() for match in cards if not _after(_NUMBERED, text, match))
     elif kind == "phone":
         yield from _phones(text)
     elif kind == "ip":
@@ -146,14 +152,14 @@ def _after(pattern: re.Pattern[str], text: str, match: re.Match[str]) -> bool:
 def is_card(number: str) -> bool:
     """Say whether a number begins like those of payment cards and ends with their check digit (Luhn, ISO/IEC 7812)."""
     digits = [int(letter) for letter in number if letter.isdigit()]
-    if not _ISSUER.match("".join(map(str, digits))) or len(set(digits)) < 2:
+    if not _ISSUED.fullmatch("".join(map(str, digits))) or len(set(digits)) < 2:
         return False
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
 def is_iban(number: str) -> bool:
-    """Say whether a number is an IBAN: 97 divides it with its head at its end, letters as 10 to 35, less 1 (ISO 13616)."""
+    """Say whether a number is an IBAN: its head at its end, letters as 10 to 35, it leaves 1 over 97 (ISO 13616)."""
     plain = re.sub(r"[ -]", "", number)
     if not 15 <= len(plain) <= 34:
         return False

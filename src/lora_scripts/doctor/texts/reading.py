@@ -19,6 +19,7 @@ from lora_scripts.data.record import Dataset, Dropped, Note, TextRow
 from lora_scripts.data.texts import files
 from lora_scripts.doctor.finding import Finding, Item, Severity
 from lora_scripts.doctor.texts.privacy import masked
+from lora_scripts.doctor.texts.text import Text
 from lora_scripts.errors import DataError, Problem
 
 BROKEN_LINES = 20
@@ -34,43 +35,6 @@ LABEL_WORDS = 4
 """An answer of no more words may be a label."""
 ROWS_A_LABEL = 8
 """Rows per different answer from which answers are labels."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """One row of a file, whatever it is learned as.
-
-    Attributes:
-        name: "data.jsonl:12", for findings.
-        file: what stands before the colon.
-        asked: what the row's user says, all turns.
-        answers: what is learned of it: the assistant's turns; for raw text the text.
-        rejected: what a pair's worse answer says, else "".
-        label: the class that it teaches, "" where it teaches none.
-        liked: whether the answer was liked, None where nobody says so.
-        group: of one customer or thread.
-        silent: an assistant's turn is blank.
-    """
-
-    name: str
-    file: str
-    asked: str
-    answers: tuple[str, ...]
-    rejected: str = ""
-    label: str = ""
-    liked: bool | None = None
-    group: str = ""
-    silent: bool = False
-
-    @property
-    def whole(self) -> str:
-        """Everything that is said, without what the system is told."""
-        return "\n".join(part for part in (self.asked, *self.answers, self.rejected) if part)
-
-    @property
-    def topic(self) -> str:
-        """What near-duplicates are compared by: of a row with a label the message alone."""
-        return self.asked if self.label else self.whole
 
 
 @dataclass
