@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_scripts import identity, messages, registry
+from lora_scripts import continuing, identity, messages, registry
 from lora_scripts.config.schema import RunConfig
 from lora_scripts.data.cache import Cache
 from lora_scripts.errors import DataError, LoraScriptsError, MachineError, Stopped
@@ -50,6 +49,7 @@ def train(
     *,
     prepared: Prepared | None = None,
     restart: bool = False,
+    continued: str | None = None,
     listeners: Sequence[Any] = (),
     tell: Tell | None = None,
 ) -> Outcome:
@@ -58,6 +58,7 @@ def train(
     Args:
         prepared: what `preparation.prepare` returned for this config, when the caller has it.
         restart: forget what the output folder holds of an earlier run.
+        continued: carry on though something changed, if it may; one of `continuing.CHOICES`.
         listeners: further listeners to the run's events.
         tell: called with a message code and its parameters for what a person should read.
 
@@ -81,7 +82,7 @@ def train(
         with _logged(folder, say) if is_main() else nullcontext():
             if is_main():
                 _tidy(folder, before, say)
-            return _train(prepared, folder, names, listeners, say, restart=restart)
+            return _train(prepared, folder, names, listeners, say, restart=restart, continued=continued)
 
 
 def _tidy(folder: RunFolder, before: Mapping[str, Any] | None, say: Tell) -> None:
@@ -110,12 +111,14 @@ def _train(
     say: Tell,
     *,
     restart: bool,
+    continued: str | None = None,
 ) -> Outcome:
     config = prepared.config
     files = {name: folder.path / file for name, file in names.items()}
     base_hash = prepared.family.weights_hash(prepared.base)
-    record = None if restart else _known_run(prepared, folder, base_hash)
-    if record is not None and record["state"] == "finished" and all(path.exists() for path in files.values()):
+    record, change = _known_run(prepared, folder, base_hash, continued, restart=restart)
+    is_over = record is not None and record["state"] == "finished" and not change.changes
+    if is_over and all(path.exists() for path in files.values()):
         return Outcome(prepared, folder.path, files, prepared.plan.steps, already=True)
     from lora_scripts import assembly, finishing
 
@@ -123,10 +126,13 @@ def _train(
     machine = assembly.machine(config, processes())
     run = assembly.build(prepared, machine, Cache(cache_folder(config)), base_hash)
     assembly.fill(run, say)
+    change.tell(say)
     # Only now is an earlier run forgotten: nothing that could still refuse this one comes after.
     if restart and is_main():
         folder.clear()
     record = record or _new_record(prepared, base_hash)
+    surroundings = {**identity.environment(), **continuing.surroundings(machine)}
+    run.trainer.factor = continuing.scheduled(prepared.config, change.planned["schedule"])
     record |= {
         "state": "running",
         "files": [*names.values(), *_beside(names)],
@@ -140,8 +146,11 @@ def _train(
     machine.accelerator.wait_for_everyone()
     state = "failed"
     try:
-        assembly.resume(run, folder, say)
+        assembly.resume(run, folder, say, [*record.get("changes", ()), *change.changes])
+        # Only what has been resumed is a changed run; a checkpoint that cannot be read leaves it as it was.
+        continuing.settle(record, change, surroundings, run.trainer.done, say)
         if is_main():
+            folder.write_record(record)
             run.hub.listeners.append(_kept(folder, record, say))
         assembly.listen(run, folder, listeners, say)
         finished = run.trainer.fit(run.loader.largest())
@@ -167,14 +176,25 @@ def _train(
         }
         record["state"] = state
         if is_main():
-            # What ended the run is told, not that its record could not be written either.
-            with contextlib.suppress(MachineError) if state == "failed" else nullcontext():
-                folder.write_record(record)
+            _write_last(folder, record)
     if finished.stopped:
         raise Stopped(
             "train.stopped", exit_code=run.signals.exit_code or ASKED, step=finished.step, total=finished.total
         )
     return Outcome(prepared, folder.path, files, finished.step)
+
+
+def _write_last(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Write the record of a run that has ended; what made it fail is told, not that this could not be written either.
+
+    Raises:
+        MachineError: the record of a run that did not fail cannot be written.
+    """
+    try:
+        folder.write_record(record)
+    except MachineError:
+        if record["state"] != "failed":
+            raise
 
 
 def _kept(folder: RunFolder, record: Mapping[str, Any], say: Tell) -> Callable[[Event], Command | None]:
@@ -195,16 +215,21 @@ def _beside(names: Mapping[str, str]) -> list[str]:
     return [other for name, file in names.items() for other in beside[name].get(file, ())]
 
 
-def _known_run(prepared: Prepared, folder: RunFolder, base_hash: str) -> dict[str, Any] | None:
-    """Return the record of the run to carry on, or None for a new one; a changed run is refused by name.
+def _known_run(
+    prepared: Prepared, folder: RunFolder, base_hash: str, continued: str | None, *, restart: bool
+) -> tuple[dict[str, Any] | None, continuing.Continued]:
+    """Return the record of the run to carry on, or None for a new one, and what changes in it.
 
-    A run that never saved has nothing to lose: it starts over, with whatever the config says now.
+    A changed run is refused by name. One that never saved has nothing to lose: it starts over, with whatever the
+    config says now.
     """
-    record = folder.record()
-    if record is None or (record["state"] != "finished" and not checkpoint.folders(folder.checkpoints)):
-        return None
+    record, saved = None if restart else folder.record(), checkpoint.folders(folder.checkpoints)
+    if record is None or (record["state"] != "finished" and not saved):
+        return None, continuing.unchanged(None, prepared.plan)
+    if continued is not None:
+        return record, continuing.compare(record, prepared, base_hash, continued, max(saved, default=0))
     identity.check_same(record, prepared.config, prepared.scan.examples, base_hash)
-    return record
+    return record, continuing.unchanged(record, prepared.plan)
 
 
 def _new_record(prepared: Prepared, base_hash: str) -> dict[str, Any]:
@@ -213,7 +238,8 @@ def _new_record(prepared: Prepared, base_hash: str) -> dict[str, Any]:
         "config": identity.config_facts(prepared.config),
         "data": identity.data_facts(prepared.scan.examples),
         "base": {"name": prepared.base.name, "family": prepared.base.family, "hash": base_hash},
-        "environment": identity.environment(),
+        "environment": {},
+        "planned": continuing.planned(prepared.plan),
         "sessions": [],
         "given": sorted(prepared.config.model_fields_set),
         "started_in": str(Path.cwd()),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_scripts import registry, units
+from lora_scripts import continuing, registry, units
 from lora_scripts.adapters import files as adapter_files
 from lora_scripts.adapters.adapter import Adapter
 from lora_scripts.adapters.inject import Injected, inject
@@ -143,8 +143,6 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
     groups = [{"params": list(group.values()), "lr": rates[c], "component": c} for c, group in parameters.items()]
     optimizer_module = registry.load("optimizers", config.optimizer.name)
     optimizer = optimizer_module.build(groups, optimizer_module.Config(**config.optimizer.options))
-    schedule = registry.load("schedules", config.schedule.name)
-    schedule_config = schedule.Config(**config.schedule.options)
     loader = _loader(prepared, family, prepared.examples, cache, machine)
     tensors = [p for group in parameters.values() for p in group.values()]
     recovery = Recovery(config.not_finite, config.not_finite_limit, hub.emit)
@@ -154,7 +152,7 @@ def build(prepared: Prepared, machine: Machine, cache: Cache, base_hash: str) ->
         parameters,
         optimizer=machine.accelerator.prepare(optimizer),
         rates=rates,
-        factor=lambda step: schedule.factor(step, plan.steps, plan.warmup, schedule_config),
+        factor=continuing.scheduled(config, plan.steps),
         batches=loader,
         accelerator=machine.accelerator,
         course=Course(plan.steps, plan.steps_per_epoch, config.max_grad_norm, config.seed),
@@ -219,9 +217,18 @@ def fill(run: Run, say: Any) -> None:
     memory.trim()
 
 
-def resume(run: Run, folder: RunFolder, say: Any) -> None:
-    """Continue from the newest whole checkpoint, where there is one."""
-    run.recovery.newest = lambda: checkpoint.load_newest(folder.checkpoints, lambda code, params: say(code, **params))
+def resume(run: Run, folder: RunFolder, say: Any, changes: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Continue from the newest whole checkpoint, where there is one.
+
+    Args:
+        changes: what the run was changed in, with the steps; see `continuing`.
+    """
+
+    def newest() -> checkpoint.State | None:
+        found = checkpoint.load_newest(folder.checkpoints, lambda code, params: say(code, **params))
+        return found and continuing.renewed(found, changes)
+
+    run.recovery.newest = newest
     found = run.recovery.newest()
     if found is not None:
         state.restore(run.trainer, found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_scripts import identity
+from lora_scripts import identity, messages, registry
 from lora_scripts.config.schema import RunConfig, free_keys, warmup_steps
 from lora_scripts.errors import ConfigError, Problem
 
@@ -51,7 +51,7 @@ FIXED = {
 _RATES = frozenset({"train_text_encoder.learning_rate"})
 _WITH_CARE = frozenset({"base_precision", "mixed_precision"})
 # What a checkpoint knows that no longer holds once one of these keys has changed.
-_SIZES = frozenset({"batch_size", "gradient_accumulation", "batch_tokens", "max_length", "resolution", "data"})
+_SIZES = frozenset({"batch_size", "gradient_accumulation", "batch_tokens", "resolution"})
 _MEASURES = frozenset({"validation", "data", "caption", "resolution", "seed", "datasets", "mask"})
 _SAME_MEASURE = frozenset({"validation.every", "validation.use_best"})
 
@@ -72,7 +72,8 @@ class Continued:
 
     def tell(self, say: Callable[..., None]) -> None:
         """Say every change, old -> new, and what it may cost."""
-        say("train.continuing", count=len(self.changes))
+        if self.changes:
+            say("train.continuing", count=len(self.changes))
         for row in self.changes:
             if row["key"] == "data":
                 say("train.continue_data", **row["new"])
@@ -86,7 +87,8 @@ class Continued:
 
     def commit(self, record: dict[str, Any], step: int) -> None:
         """Make the record that of the changed run, once its checkpoint has been read."""
-        record.setdefault("changes", []).extend({"step": step, **row} for row in self.changes)
+        if self.changes:
+            record.setdefault("changes", []).extend({"step": step, **row} for row in self.changes)
         record |= {**self.renewed, "planned": self.planned}
 
 
@@ -105,8 +107,13 @@ def planned_before(record: Mapping[str, Any], plan: Plan) -> dict[str, int]:
     return {"steps": steps, "schedule": steps, "step_size": size * resolved.get("processes", 1) or plan.step_size}
 
 
-def compare(record: Mapping[str, Any], prepared: Prepared, base_hash: str, choice: str, done: int) -> Continued | None:
-    """Return what changed since the run in `record`, or None where it is the same run.
+def unchanged(record: Mapping[str, Any] | None, plan: Plan) -> Continued:
+    """Return that nothing changes in the run of this record, or in a new one."""
+    return Continued((), planned(plan) if record is None else planned_before(record, plan), {})
+
+
+def compare(record: Mapping[str, Any], prepared: Prepared, base_hash: str, choice: str, done: int) -> Continued:
+    """Return what changed since the run in `record`.
 
     Args:
         choice: one of `CHOICES`.
@@ -134,11 +141,11 @@ def compare(record: Mapping[str, Any], prepared: Prepared, base_hash: str, choic
     if longer or span != before["schedule"]:
         rows.append({"key": "schedule_steps", "old": before["schedule"], "new": span, "choice": choice or KEEP})
     if all(row["key"].split(".")[0] in free_keys() for row in rows) and record["state"] == "finished":
-        return None
+        return unchanged(record, plan)
     if rows and done >= plan.steps:
         raise ConfigError("train.nothing_left", done=done, total=plan.steps)
     now = {**planned(plan), "schedule": span}
-    return Continued(rows, now, _renewed(prepared)) if rows else None
+    return Continued(rows, now, _renewed(prepared)) if rows else unchanged(record, plan)
 
 
 def _renewed(prepared: Prepared) -> dict[str, Any]:
@@ -168,8 +175,6 @@ def _refused(keys: Mapping[str, tuple[Any, Any]], size_before: int, size_now: in
 
 
 def _problem(key: str, old: Any, new: Any, reason: str) -> Problem:
-    from lora_scripts import messages
-
     return Problem("train.change_refused", {"key": key, "old": old, "new": new, "reason": messages.text(reason)})
 
 
@@ -184,10 +189,26 @@ def _data_row(record: Mapping[str, Any], prepared: Prepared) -> list[dict[str, A
     return [{"key": "data", "old": {"examples": len(record["data"])}, "new": new}]
 
 
-def scheduled(factor: Callable[..., float], config: RunConfig, options: Any, span: int) -> Callable[[int], float]:
+def scheduled(config: RunConfig, span: int) -> Callable[[int], float]:
     """Return the rate's factor by step over a schedule of `span` steps; after its end it stays as in the last."""
-    warmup = min(span, warmup_steps(config.warmup, span))
-    return lambda step: factor(min(step, span - 1), span, warmup, options)
+    module = registry.load("schedules", config.schedule.name)
+    options, warmup = module.Config(**config.schedule.options), min(span, warmup_steps(config.warmup, span))
+    return lambda step: module.factor(min(step, span - 1), span, warmup, options)
+
+
+def surroundings(machine: Any) -> dict[str, str]:
+    """Return what of an `assembly.Machine` may change a result, besides versions."""
+    import torch
+
+    device, precision = machine.accelerator.device, machine.precision
+    found = {
+        "device": device.type,
+        "base_precision": str(precision.base).removeprefix("torch."),
+        "mixed_precision": str(precision.mixed),
+    }
+    if device.type == "cuda":
+        return {**found, "device_name": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+    return {**found, "threads": str(torch.get_num_threads())}
 
 
 def renewed(state: State, changes: Sequence[Mapping[str, Any]]) -> State:
@@ -197,3 +218,27 @@ def renewed(state: State, changes: Sequence[Mapping[str, Any]]) -> State:
     untrue = {"micro_batch"} if tops & _SIZES else set()
     untrue |= {"best"} if tops & _MEASURES else set()
     return replace(state, facts={name: value for name, value in state.facts.items() if name not in untrue})
+
+
+def settle(
+    record: dict[str, Any],
+    change: Continued,
+    surroundings: Mapping[str, Any],
+    step: int,
+    say: Callable[..., None],
+) -> None:
+    """Put into the record what this session changed, and warn once where it runs in other surroundings.
+
+    Args:
+        surroundings: versions, device and number formats of this session.
+        step: the one that was resumed.
+    """
+    change.commit(record, step)
+    other = identity.changed_environment(record, surroundings)
+    if other and step:
+        before, now = (", ".join(f"{key} {pair[side]}" for key, pair in other.items()) for side in (0, 1))
+        say("train.other_surroundings", before=before, now=now)
+        old, new = ({key: pair[side] for key, pair in other.items()} for side in (0, 1))
+        row = {"step": step, "key": "environment", "old": old, "new": new}
+        record.setdefault("changes", []).append(row)
+    record["environment"] = dict(surroundings)

@@ -14,8 +14,9 @@ from lora_scripts.config.schema import RunConfig
 from lora_scripts.counting import Count, Machine, count, precision_of
 from lora_scripts.data.order import visits
 from lora_scripts.errors import ConfigError
+from lora_scripts.files import room
 from lora_scripts.preparation import Prepared
-from lora_scripts.train import ladder
+from lora_scripts.train import disk, ladder
 from lora_scripts.train.estimate import Work, estimate_memory, estimate_seconds
 from lora_scripts.train.ladder import OFFLOAD, Facts, Rung, Trial
 
@@ -40,8 +41,20 @@ def forecast(prepared: Prepared, found: Machine) -> Iterator[tuple[str, Mapping[
             "rate": f"{rate / 1e9:.0f}",
         },
     )
+    yield (
+        "train.disk_need",
+        _disk(prepared, counted).told(prepared.config.output_dir, room(prepared.config.output_dir)[0]),
+    )
     if counted.memory.peak > found.free:
         yield ("cli.plan.does_not_fit", {"free": units.format_bytes(found.free).replace(" ", "")})
+
+
+def _disk(prepared: Prepared, counted: Count) -> disk.Need:
+    """Return what a run from the first step writes: a checkpoint holds the weights twice, once as a LoRA file."""
+    config, bytes_of = prepared.config, counted.counted
+    count = disk.to_come(prepared.plan.saves, (), config.keep_checkpoints, config.keep_every, config.validation.enabled)
+    size = 2 * bytes_of.pairs + bytes_of.states + bytes_of.average
+    return disk.Need(size, count, bytes_of.pairs * len(config.exporters))
 
 
 def climb(prepared: Prepared, found: Machine, limit: int) -> tuple[list[Trial], Trial | None]:

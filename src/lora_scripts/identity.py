@@ -14,7 +14,10 @@ from lora_scripts.config.schema import RunConfig, free_keys
 from lora_scripts.data.record import Example
 from lora_scripts.errors import BaseModelError, ConfigError, DataError, Problem
 
-LIBRARIES = ("lora-scripts", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+LIBRARIES = (
+    *("lora-scripts", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy"),
+    *("bitsandbytes", "pytorch_optimizer"),
+)
 PATH_KEYS = frozenset({"output_dir", "train_data_dir", "metadata_path"})
 
 
@@ -47,23 +50,50 @@ def check_same(record: Mapping[str, Any], config: RunConfig, examples: Sequence[
         DataError: names the changed, added and removed examples.
         BaseModelError: the base's weights are others.
     """
-    old, new = _flat(_completed(record["config"])), _flat(config_facts(config))
-    free = free_keys() | PATH_KEYS
     problems = [
-        Problem("train.config_changed", {"key": key, "old": old.get(key), "new": new.get(key)})
-        for key in sorted(old.keys() | new.keys())
-        if key.split(".")[0] not in free and old.get(key) != new.get(key)
+        Problem("train.config_changed", {"key": key, "old": old, "new": new})
+        for key, (old, new) in changed_keys(record, config).items()
     ]
     if problems:
         problems.append(Problem("train.config_changed_remedy", {"path": config.output_dir}))
         raise ConfigError(problems=problems)
-    before, now = record["data"], data_facts(examples)
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = sorted(key for keys in changed_data(record, examples).values() for key in keys)
     if changed:
         names = ", ".join(changed[:5])
         raise DataError("train.data_changed", count=len(changed), names=names, path=config.output_dir)
     if record["base"]["hash"] != base_hash:
         raise BaseModelError("train.base_changed", base=config.base_model, path=config.output_dir)
+
+
+def changed_keys(record: Mapping[str, Any], config: RunConfig, *, free: bool = False) -> dict[str, tuple[Any, Any]]:
+    """Return old and new value by dotted key, where they differ.
+
+    Args:
+        free: those that may always differ, too; paths of the data and the output never count.
+    """
+    old, new = _flat(_completed(record["config"])), _flat(config_facts(config))
+    left = PATH_KEYS if free else free_keys() | PATH_KEYS
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if key.split(".")[0] not in left and old.get(key) != new.get(key)
+    }
+
+
+def changed_data(record: Mapping[str, Any], examples: Sequence[Example]) -> dict[str, list[str]]:
+    """Return the ids of the examples that were added, removed and edited."""
+    before, now = record["data"], data_facts(examples)
+    return {
+        "added": sorted(now.keys() - before.keys()),
+        "removed": sorted(before.keys() - now.keys()),
+        "edited": sorted(key for key in before.keys() & now.keys() if before[key] != now[key]),
+    }
+
+
+def changed_environment(record: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return old and new value of what differs; what is unknown on either side is no difference."""
+    before = record.get("environment", {})
+    return {key: (before[key], now[key]) for key in sorted(before.keys() & now.keys()) if before[key] != now[key]}
 
 
 def recorded_config(record: Mapping[str, Any], path: Path) -> RunConfig:
@@ -75,7 +105,8 @@ def recorded_config(record: Mapping[str, Any], path: Path) -> RunConfig:
     values = record["config"]
     try:
         whole = RunConfig.model_validate(values)
-        bare = config_facts(RunConfig.model_construct())
+        nothing: dict[str, Any] = {}
+        bare = config_facts(RunConfig.model_construct(**nothing))
         # A key that was left out must stay so: a family refuses keys that say nothing to it.
         given = record.get("given") or [key for key in values if values[key] != bare.get(key)]
         return RunConfig.model_validate({key: values[key] for key in given if key in config_facts(whole)})

@@ -16,7 +16,9 @@ def draw(kind: str, number: int, size: tuple[int, int] = (640, 512)) -> Image.Im
     return _DRAWERS[kind](numpy.random.default_rng([KINDS.index(kind), number]), size)
 
 
-def save_all(folder: Path, kind: str, count: int, size: tuple[int, int] = (640, 512), suffix: str = ".jpg") -> list[str]:
+def save_all(
+    folder: Path, kind: str, count: int, size: tuple[int, int] = (640, 512), suffix: str = ".jpg"
+) -> list[str]:
     """Draw `count` pictures of a kind into a folder; return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{kind}_{number:03d}{suffix}" for number in range(count)]
@@ -55,7 +57,10 @@ def _photograph(rng: numpy.random.Generator, size: tuple[int, int]) -> Image.Ima
         turn, count = rng.uniform(0, 6.28), int(rng.integers(3, 9))
         angles = turn + numpy.arange(count) * 6.283 / count
         reach = radius * rng.uniform(0.6, 1.4, count)
-        corners = [(float(x), float(y)) for x, y in centre + numpy.stack([numpy.cos(angles), numpy.sin(angles)], 1) * reach[:, None]]
+        corners = [
+            (float(x), float(y))
+            for x, y in centre + numpy.stack([numpy.cos(angles), numpy.sin(angles)], 1) * reach[:, None]
+        ]
         ImageDraw.Draw(mask).polygon(corners, fill=255)
         tile = _textured(rng, (size[0] // 2, size[1] // 2), (_colour(rng), _colour(rng))).resize(size)
         picture.paste(tile, mask=mask.filter(ImageFilter.GaussianBlur(0.6)))
@@ -68,7 +73,7 @@ def _portrait(rng: numpy.random.Generator, size: tuple[int, int]) -> Image.Image
     front, mask = _photograph(rng, size), Image.new("L", size)
     box = (size[0] * 0.3, size[1] * 0.2, size[0] * 0.7, size[1] * 0.95)
     ImageDraw.Draw(mask).ellipse(box, fill=255)
-    picture.paste(front, mask=mask.filter(ImageFilter.GaussianBlur(1)))
+    picture.paste(front, mask=mask.filter(ImageFilter.GaussianBlur(0.5)))
     return picture
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-
 import numpy
 import pytest
 from PIL import Image, ImageOps
@@ -70,7 +69,9 @@ def test_parts_of_another_picture_are_found_with_their_place(folder: Path) -> No
     # From a corner, from the middle and enlarged, of another shape, and mirrored.
     boxes = {"corner": (0.0, 0.0, 0.837, 0.837), "middle": (0.2, 0.25, 0.85, 0.9), "square": (0.1, 0.0, 0.9, 1.0)}
     for number, (name, box) in enumerate(boxes.items()):
-        part = opened(folder, number).crop(tuple(round(share * side) for share, side in zip(box, SIZE * 2, strict=True)))
+        part = opened(folder, number).crop(
+            tuple(round(share * side) for share, side in zip(box, SIZE * 2, strict=True))
+        )
         part.resize((part.width * 6 // 5, part.height * 6 // 5)).save(folder / f"{name}.jpg", quality=75)
     ImageOps.mirror(opened(folder, 3).crop((40, 20, 280, 212))).save(folder / "turned.jpg")
     found = findings(folder)

@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-
 import numpy
 import pytest
 from PIL import Image, ImageCms
@@ -119,7 +118,11 @@ def test_what_lies_there_besides(folder: Path) -> None:
     (folder / ".lora-doctor").mkdir()
     found = findings(folder)
     assert found.keys() == {"strays", "hidden"}
-    assert (found["strays"].count, found["strays"].examples, found["strays"].items) == (4, ("a.mp4", "b.psd", "c.zip"), ())
+    assert (found["strays"].count, found["strays"].examples, found["strays"].items) == (
+        4,
+        ("a.mp4", "b.psd", "c.zip"),
+        (),
+    )
     assert named(found["hidden"]) == [".hidden.png"]
 
 

@@ -63,7 +63,7 @@ def values(folder: Path, out: Path, base: Path, **more: object) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, base_folder: Path) -> list[str]:
-    """The sha256 of the files of a run that was never interrupted; made here, so that the children's cache is full too."""
+    """The sha256 of the files of a run that was never interrupted; it fills the children's cache too."""
     app.train(from_mapping(values(folder, folder / "whole", base_folder)))
     return results(folder / "whole")
 

@@ -131,7 +131,7 @@ class Inside:
 
     def train(self, **more: Any) -> tuple[int, str, list[Any]]:
         """Run the command; return its exit code, what it said and the events."""
-        from lora_scripts.cli import main, train as verb
+        from lora_scripts.cli import main
         from lora_scripts.train.listeners import console
 
         events: list[Any] = []
@@ -145,7 +145,6 @@ class Inside:
                     self.acts[key]()
                 return super().__call__(event)
 
-        assert verb
         console.Progress = Progress
         config = self.place.parent / "run.yaml"
         config.write_text(json.dumps(self.values | more))
@@ -186,7 +185,7 @@ def on_small_disk(
                 os._exit(NO_MOUNT)
             act(Inside(tmp_path / "small", values))
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 told by the parent
             answer.write_text(traceback.format_exc())
         finally:
             os._exit(code)
@@ -244,7 +243,7 @@ def test_f20_too_little_room_is_refused_before_the_first_step_with_the_bytes(val
         assert "are needed and" in said or "no space left" in said
         assert not checkpoint.folders(here.out / "checkpoints") and not stray(here.out)
         here.free()
-        code, said, events = here.train()
+        code, said, _ = here.train()
         assert code == 0 and "Disk: about 5" in said and "2 checkpoints of 2" in said
         assert results(here.out) == expected and not stray(here.out)
 
@@ -261,7 +260,7 @@ def test_f20_no_space_keeps_the_old_checkpoint_and_stops_after_three(values, exp
         assert said.count("There is no") + said.count("No room for a checkpoint") == 3 and newest(here.out) == 2
         here.free()
         here.acts = {}
-        code, said, events = here.train()
+        code, said, _ = here.train()
         assert code == 0 and "Resuming at step 2" in said
         assert results(here.out) == expected and newest(here.out) == STEPS and not stray(here.out)
 
@@ -271,7 +270,7 @@ def test_f20_no_space_keeps_the_old_checkpoint_and_stops_after_three(values, exp
 def test_f20_space_that_comes_back_in_time_costs_nothing(values, expected, tmp_path):
     def act(here: Inside) -> None:
         here.acts = {3: here.fill, 5: here.free}
-        code, said, events = here.train()
+        code, _, events = here.train()
         assert code == 0 and len(advised(events, "train.save_failed")) == 1
         assert results(here.out) == expected and newest(here.out) == STEPS and not stray(here.out)
 
@@ -292,7 +291,7 @@ def test_f20_a_disk_that_fills_up_while_a_checkpoint_is_written_keeps_the_old_on
         checkpoint._stage = stage
         here.acts = {5: here.free, 6: lambda: left.append(stray(here.out))}
         left: list[Any] = []
-        code, said, events = here.train()
+        code, said, _ = here.train()
         assert code == 0 and "Step 4 was not saved. There is no space left in" in said and "free); free some" in said
         assert left == [[]] and results(here.out) == expected and newest(here.out) == STEPS and not stray(here.out)
 
@@ -302,7 +301,7 @@ def test_f20_a_disk_that_fills_up_while_a_checkpoint_is_written_keeps_the_old_on
 def test_f20_a_stop_that_cannot_be_saved_does_not_say_that_it_was(values, expected, tmp_path):
     def act(here: Inside) -> None:
         here.acts = {2: lambda: None, 3: lambda: (here.fill(), os.kill(os.getpid(), signal.SIGTERM))}
-        code, said, events = here.train()
+        code, said, _ = here.train()
         assert code == 4 and "No room for a checkpoint" in said and "after saving" not in said
         assert newest(here.out) == 2 and not stray(here.out)
 
@@ -312,12 +311,12 @@ def test_f20_a_stop_that_cannot_be_saved_does_not_say_that_it_was(values, expect
 def test_f23_a_disk_that_fills_up_during_export_leaves_no_half_file(values, expected, tmp_path):
     def act(here: Inside) -> None:
         here.acts = {"Finished": lambda: here.fill(leave=20 << 10)}
-        code, said, events = here.train()
+        code, said, _ = here.train()
         assert code == 4 and "There is no space left in" in said and "free); free some" in said
         assert not list(here.out.glob("*.safetensors")) and newest(here.out) == STEPS and not stray(here.out)
         here.free()
         here.acts = {}
-        code, said, events = here.train()
+        code, _, _ = here.train()
         assert code == 0 and results(here.out) == expected and not stray(here.out)
 
     on_small_disk(tmp_path, values, act)
@@ -335,13 +334,13 @@ def test_f24_inodes_that_run_out_are_named_although_bytes_are_free(values, expec
                     made.append(path)
 
         here.acts = {3: use_up}
-        code, said, events = here.train()
+        code, said, _ = here.train()
         assert code == 4 and "takes no further file, although 1" in said and "inodes are used up" in said
         assert "no space left in" not in said and newest(here.out) == 2
         for path in made:
             path.unlink()
         here.acts = {}
-        code, said, events = here.train()
+        code, _, _ = here.train()
         assert code == 0 and results(here.out) == expected and not stray(here.out)
 
     on_small_disk(tmp_path, values, act, "size=2m,nr_inodes=60")
@@ -356,7 +355,7 @@ def test_f27_an_output_that_becomes_read_only_is_tried_three_times(values, expec
         assert newest(here.out) == 2
         assert ctypes.CDLL(None).umount(os.fsencode(here.out / "checkpoints")) == 0
         here.acts = {}
-        code, said, events = here.train()
+        code, said, _ = here.train()
         assert code == 0 and "Resuming at step 2" in said and results(here.out) == expected and not stray(here.out)
 
     on_small_disk(tmp_path, values, act)
@@ -372,7 +371,7 @@ def test_f21_a_cache_that_will_not_fit_is_refused_after_the_first_entries(values
         kept = len(list((here.place / "cache").rglob("*.safetensors")))
         assert kept >= 1 and not stray(here.place / "cache")
         ctypes.CDLL(None).mount(None, os.fsencode(here.place), None, MS_REMOUNT, b"size=2m")
-        code, said, events = here.train(**cache)
+        code, said, _ = here.train(**cache)
         assert code == 0 and f"{kept} entries reused" in said and results(tmp_path / "out") == expected
 
     on_small_disk(tmp_path, values, act, "size=20k")

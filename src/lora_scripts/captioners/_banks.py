@@ -3,7 +3,8 @@
 A bank is a TOML file named as its group: `phrases`, and if wanted `templates` ("a picture of {}"; their embeddings are
 averaged), `at_most` phrases of the group in a caption, `order` of the group in it, `contrast` (phrases whose win means
 that nothing of the group is to be seen) and `replace = true` (instead of the package's, not beside them). A plain text
-file with one phrase a line is a bank too.
+file with one phrase a line is a bank too. Beside one of the package's, a person's bank brings more phrases, and what
+else it states holds for both; it may then state no phrases at all.
 """
 
 from __future__ import annotations
@@ -54,25 +55,26 @@ class Embedded:
     vectors: numpy.ndarray = field(repr=False)
 
 
-def load(more: Sequence[Path] = (), groups: Sequence[str] = ()) -> list[Bank]:
+def load(more: Sequence[Path] = (), groups: Sequence[str] = (), at_most: Mapping[str, int] | None = None) -> list[Bank]:
     """Return the banks in the order of their groups in a caption.
 
     Args:
         more: files or folders of a person's own banks.
         groups: only these; empty for all.
+        at_most: of groups, how many phrases a caption may have, instead of what the bank says.
 
     Raises:
         ConfigError: a bank that cannot be understood, or a group that there is not.
     """
-    banks = {path.stem: _read(path)[0] for path in sorted(OWN.glob("*.toml"))}
+    banks = {path.stem: _read(path, None) for path in sorted(OWN.glob("*.toml"))}
     for path in _files(more):
-        bank, instead = _read(path)
-        before = banks.get(bank.group)
-        banks[bank.group] = bank if before is None or instead else _joined(before, bank)
-    absent = [group for group in groups if group not in banks]
+        banks[path.stem] = _read(path, banks.get(path.stem))
+    room = at_most or {}
+    absent = [group for group in dict.fromkeys([*groups, *room]) if group not in banks]
     if absent:
         raise ConfigError("captioner.no_group", group=", ".join(absent), known=", ".join(banks))
     chosen = [bank for bank in banks.values() if not groups or bank.group in groups]
+    chosen = [replace(bank, at_most=room.get(bank.group, bank.at_most)) for bank in chosen]
     return sorted(chosen, key=lambda bank: (bank.order, bank.group))
 
 
@@ -141,8 +143,8 @@ def _files(more: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _read(path: Path) -> tuple[Bank, bool]:
-    """Return a bank and whether it stands instead of the package's.
+def _read(path: Path, before: Bank | None) -> Bank:
+    """Return a file's bank, joined to the one before it of the same group where it is not to replace it.
 
     Raises:
         ConfigError: it cannot be read or understood.
@@ -153,31 +155,37 @@ def _read(path: Path) -> tuple[Bank, bool]:
         raise ConfigError("captioner.bank_broken", path=path, reason=str(error)) from error
     if path.suffix.lower() == ".txt":
         phrases = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        return Bank(path.stem, _phrases(path, phrases)), False
+        return _joined(before, path, {"phrases": phrases})
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError("captioner.bank_broken", path=path, reason=error) from error
-    return _from_values(path, values)
-
-
-def _from_values(path: Path, values: Mapping[str, Any]) -> tuple[Bank, bool]:
     strange = [key for key in values if key not in KEYS]
-    wrong = [key for key in ("order", "at_most") if key in values and not isinstance(values[key], int)]
+    wrong = [key for key in ("order", "at_most") if type(values.get(key, 0)) is not int or values.get(key, 0) < 0]
+    wrong += ["replace"] if not isinstance(values.get("replace", False), bool) else []
     if strange or wrong:
         raise ConfigError("captioner.bank_key", path=path, key=", ".join(strange + wrong), known=", ".join(KEYS))
-    templates = _phrases(path, values.get("templates", ["{}"]))
+    return _joined(None if values.get("replace") else before, path, values)
+
+
+def _joined(before: Bank | None, path: Path, values: Mapping[str, Any]) -> Bank:
+    """Return a bank with the phrases of `values` in front, and what else they state instead."""
+    bank = before or Bank(path.stem, ())
+    templates = _phrases(path, values["templates"]) if "templates" in values else bank.templates
     if not all(template.count("{}") == 1 for template in templates):
         raise ConfigError("captioner.bank_template", path=path)
-    made = Bank(
-        path.stem,
-        _phrases(path, values.get("phrases", [])),
-        values.get("order", LAST),
-        values.get("at_most", 1),
-        templates,
-        _phrases(path, values.get("contrast", []), empty=True),
+    # A file that states something else of a group that there is needs no phrases.
+    may_lack = before is not None and "phrases" not in values
+    own = _phrases(path, values.get("phrases", []), empty=may_lack)
+    contrast = _phrases(path, values.get("contrast", []), empty=True)
+    return replace(
+        bank,
+        phrases=tuple(dict.fromkeys([*own, *bank.phrases])),
+        order=values.get("order", bank.order),
+        at_most=values.get("at_most", bank.at_most),
+        templates=templates,
+        contrast=tuple(dict.fromkeys([*contrast, *bank.contrast])),
     )
-    return made, bool(values.get("replace", False))
 
 
 def _phrases(path: Path, values: Any, *, empty: bool = False) -> tuple[str, ...]:
@@ -188,10 +196,3 @@ def _phrases(path: Path, values: Any, *, empty: bool = False) -> tuple[str, ...]
     if (not found and not empty) or len(found) > MOST_PHRASES:
         raise ConfigError("captioner.bank_phrases", path=path)
     return found
-
-
-def _joined(first: Bank, second: Bank) -> Bank:
-    """Return the package's bank with a person's phrases in front."""
-    phrases = tuple(dict.fromkeys([*second.phrases, *first.phrases]))
-    contrast = tuple(dict.fromkeys([*second.contrast, *first.contrast]))
-    return replace(first, phrases=phrases, contrast=contrast)

@@ -3,7 +3,8 @@
 Within a group, shares are a softmax over its phrases at the model's own temperature; they compare phrases of one group
 only and are no probabilities. The caption is then grown greedily: of all candidates the phrase that brings the mean of
 the chosen phrases closest to the picture, as long as it gains enough and its group has room. The mean of embeddings
-stands for the embedding of the joined text, which is what keeps a picture at one pass of the image tower.
+stands for the embedding of the joined text, which is what keeps a picture at one pass of the image tower; the option
+`chain` encodes the joined texts instead.
 
 Without a model named and none on this machine, the embedded labeller speaks: it knows small drawings on a plain ground
 by name and measures colours and composition for everything else.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,7 +46,9 @@ class Config(BaseModel):
 
     phrases: tuple[Path, ...] = ()
     groups: tuple[str, ...] = ()
+    at_most: dict[str, Annotated[int, Field(ge=0)]] = {}
     share: float = Field(0.12, ge=0, le=1)
+    chain: bool = False
     gain: float = Field(0.002, ge=0, le=1)
     most: int = Field(10, ge=1, le=100)
     batch: int = Field(16, ge=1, le=1024)
@@ -55,10 +58,11 @@ def build(config: Config, model: str | None, device: str) -> Any:
     """Load the model; see `contracts.Captioner`."""
     from lora_scripts.captioners import _banks, _towers
 
+    # First what a person may have mistyped: a model takes its time.
+    banks = _banks.load(config.phrases, config.groups, config.at_most)
     towers = _towers.load(model, device)
     if towers.names:
         return Named(config, towers)
-    banks = _banks.load(config.phrases, config.groups)
     return Clip(config, towers, _banks.embed(towers, banks), _banks.fingerprint(banks))
 
 
@@ -95,13 +99,22 @@ class Clip(_Both):
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[Label]:
         """Label a batch; the image tower runs once."""
-        return [self._label(row) for row in self.towers.embed_pictures(pictures)]
+        from lora_scripts.captioners import _chains
 
-    def _label(self, seen: numpy.ndarray) -> Label:
-        candidates = [tag for bank in self.banks for tag in self._candidates(bank, seen)]
-        chosen = self._grow(seen, candidates)
+        rows = self.towers.embed_pictures(pictures)
+        offered = [[one for bank in self.banks for one in self._candidates(bank, row)] for row in rows]
+        limits = _chains.Limits(
+            {bank.bank.group: bank.bank.at_most for bank in self.banks}, self.config.most, self.config.gain
+        )
+        if self.config.chain:
+            chosen = _chains.by_texts(self.towers, rows, offered, limits)
+        else:
+            chosen = [_chains.by_vectors(row, one, limits) for row, one in zip(rows, offered, strict=True)]
+        return [self._label(tags) for tags in chosen]
+
+    def _label(self, chosen: Sequence[Tag]) -> Label:
         order = {bank.bank.group: place for place, bank in enumerate(self.banks)}
-        tags = sorted((tag for tag, _ in chosen), key=lambda tag: (order[tag.group], -tag.score, tag.text))
+        tags = sorted(chosen, key=lambda tag: (order[tag.group], -tag.score, tag.text))
         if not tags:
             return Label(sure=0.0, doubts=(Note("captioner.nothing", {}),), speaker="clip")
         first = next((tag for tag in tags if tag.group == "subject"), tags[0])
@@ -123,29 +136,6 @@ class Clip(_Both):
             for i in likeliest
             if i < len(bank.bank.phrases) and shares[i] >= self.config.share
         ]
-
-    def _grow(
-        self, seen: numpy.ndarray, candidates: list[tuple[Tag, numpy.ndarray]]
-    ) -> list[tuple[Tag, numpy.ndarray]]:
-        """Take phrase after phrase, each the one that brings the mean closest to the picture."""
-        import numpy
-
-        room = {bank.bank.group: bank.bank.at_most for bank in self.banks}
-        chosen: list[tuple[Tag, numpy.ndarray]] = []
-        total, best = numpy.zeros_like(seen), -1.0
-        while len(chosen) < self.config.most:
-            left = [one for one in candidates if room[one[0].group] and one not in chosen]
-            if not left:
-                break
-            sums = total + numpy.stack([vector for _, vector in left])
-            closeness = numpy.round(sums @ seen / numpy.linalg.norm(sums, axis=1), DIGITS)
-            place = int(closeness.argmax())
-            if chosen and closeness[place] < best + self.config.gain:
-                break
-            best, total = float(closeness[place]), sums[place]
-            chosen.append(left[place])
-            room[left[place][0].group] -= 1
-        return chosen
 
 
 class Named(_Both):
@@ -179,11 +169,20 @@ class Named(_Both):
         best = int(cosines.argmax())
         sure = round(float(shares[best]), 4)
         if not measured.plain:
-            return Label("", measured.tags, 0.0, (Note("captioner.drawings_only", {}),), "pixels")
+            return Label("", self._wanted(measured.tags), 0.0, (Note("captioner.drawings_only", {}),), "pixels")
         name = self.towers.names[best]
         if sure < NAMED:
             doubt = Note("captioner.no_name", {"name": name, "sure": f"{sure:.0%}"})
-            return Label("", measured.tags, sure, (doubt,), "pixels")
-        tags = (Tag(name, sure, "subject"), *measured.tags)
+            return Label("", self._wanted(measured.tags), sure, (doubt,), "pixels")
+        tags = self._wanted((Tag(name, sure, "subject"), *measured.tags))
         doubts = (Note("captioner.unsure", {"phrase": name, "share": f"{sure:.0%}"}),) if sure < NAME_UNSURE else ()
         return Label("", tags, sure, doubts, "embedded labeller")
+
+    def _wanted(self, tags: Sequence[Tag]) -> tuple[Tag, ...]:
+        """Keep what the options let stand: the groups, and how many phrases of each and in all."""
+        kept: list[Tag] = []
+        for tag in tags:
+            room = self.config.at_most.get(tag.group, len(tags)) - sum(one.group == tag.group for one in kept)
+            if room > 0 and (not self.config.groups or tag.group in self.config.groups):
+                kept.append(tag)
+        return tuple(kept[: self.config.most])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lora_scripts import messages
+from lora_scripts import continuing, messages
 from lora_scripts.cli import _config_arguments
 from lora_scripts.cli._console import Console, quiet_libraries
 from lora_scripts.data.order import is_regularisation
@@ -18,15 +18,30 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     _config_arguments.add(parser)
-    parser.add_argument("--restart", action="store_true", help=messages.text("cli.help.restart"))
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--restart", action="store_true", help=messages.text("cli.help.restart"))
+    add_continue(way)
+
+
+def add_continue(parser: argparse._ActionsContainer) -> None:
+    """Add --continue, with what becomes of the schedule."""
+    parser.add_argument(
+        "--continue",
+        nargs="?",
+        const=continuing.CHOICES[0],
+        choices=continuing.CHOICES,
+        metavar="|".join(filter(None, continuing.CHOICES)),
+        dest="continued",
+        help=messages.text("cli.help.continue"),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train as the config and the command line say."""
-    return start(_config_arguments.load(arguments), restart=arguments.restart)
+    return start(_config_arguments.load(arguments), restart=arguments.restart, continued=arguments.continued)
 
 
-def start(config: RunConfig, *, restart: bool) -> int:
+def start(config: RunConfig, *, restart: bool = False, continued: str | None = None) -> int:
     """Print the plan, train, say where the results are."""
     from lora_scripts import app
     from lora_scripts.cli import _plan_table
@@ -38,14 +53,19 @@ def start(config: RunConfig, *, restart: bool) -> int:
     prepared = prepare(config, app.processes())
     quiet_libraries()
     if not app.is_main():
-        app.train(config, prepared=prepared, restart=restart)
+        app.train(config, prepared=prepared, restart=restart, continued=continued)
         return 0
     for line in _plan_table.lines(prepared):
         console.line(line)
     from lora_scripts.train.listeners.console import Progress
 
     outcome = app.train(
-        config, prepared=prepared, restart=restart, listeners=[Progress(console.rich)], tell=console.say
+        config,
+        prepared=prepared,
+        restart=restart,
+        continued=continued,
+        listeners=[Progress(console.rich)],
+        tell=console.say,
     )
     if outcome.already:
         console.say("train.already", steps=outcome.steps, path=outcome.folder)

@@ -98,8 +98,10 @@ class _Index:
         self.codes = codes
         self.owners = kept
         lists = 1 if len(codes) <= FEW else 2 ** round(math.log2(math.sqrt(len(codes))))
-        chosen = numpy.random.default_rng(0).choice(len(codes), lists, replace=False) if len(codes) else []
-        self.pivots = codes[numpy.sort(chosen)] if lists > 1 else codes[:1]
+        self.pivots = codes[:1]
+        if lists > 1:
+            chosen = numpy.random.default_rng(0).choice(len(codes), lists, replace=False)
+            self.pivots = codes[numpy.sort(chosen)]
         near = _nearest(codes, self.pivots, 1)[:, 0] if len(codes) else numpy.empty(0, int)
         self.lists = [numpy.flatnonzero(near == number) for number in range(len(self.pivots))]
 

@@ -7,6 +7,7 @@ it is.
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from lora_scripts.doctor.finding import Finding, Item, Severity
 if TYPE_CHECKING:
     from lora_scripts.doctor.survey import Picture, Survey
 
+EVERY_SECONDS = 5.0
+"""Between two words about the progress."""
 NEARLY_ALL = 0.92
 """Share of the area from which a cut takes nothing but the margin, and the two are called the same."""
 
@@ -95,8 +98,12 @@ def _leaked(own: Sequence[Picture], held: Sequence[Picture]) -> list[tuple[Pictu
 
 
 def _matches(pictures: Sequence[Picture], survey: Survey) -> list[Match]:
+    told = time.monotonic()
+
     def advance(done: int, total: int) -> None:
-        if survey.tell is not None and done < total:
+        nonlocal told
+        if survey.tell is not None and done < total and time.monotonic() - told > EVERY_SECONDS:
+            told = time.monotonic()
             survey.tell("pictures.comparing", done=done, total=total)
 
     entries = [Entry(picture.row, picture.size) for picture in pictures]

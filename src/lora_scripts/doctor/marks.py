@@ -1,8 +1,8 @@
 """Marks: the same small pattern at the same place of several pictures, as a watermark, a signature or a date has it.
 
-A model that sees it a hundred times draws it. No text is read: what counts is that several pictures, which are not alike
-otherwise, have the same lines in a strip at their upper or lower edge, where nearly all marks are. One picture alone
-shows nothing; a signature that is there once does no harm either.
+A model that sees it a hundred times draws it. No text is read: what counts is that several pictures, which are not
+alike otherwise, have the same lines in a strip at their upper or lower edge, where nearly all marks are. One picture
+alone shows nothing; a signature that is there once does no harm either.
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ def _lines(strips: numpy.ndarray) -> numpy.ndarray:
     values = strips.astype(numpy.float32)
     padded = numpy.pad(values, ((0, 0), (2, 2), (2, 2)), mode="edge")
     height, width = values.shape[1:]
-    mean = sum(padded[:, y : y + height] for y in range(5)) / 5
-    mean = sum(mean[:, :, x : x + width] for x in range(5)) / 5
+    rows = numpy.sum([padded[:, y : y + height] for y in range(5)], axis=0)
+    mean = numpy.sum([rows[:, :, x : x + width] for x in range(5)], axis=0) / 25
     return numpy.clip(values - mean, -CLIP, CLIP)
 
 

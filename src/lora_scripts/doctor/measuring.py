@@ -27,7 +27,7 @@ EDGE = 24
 """Levels of brightness, of 255, that an edge rises at least; noise and JPEG do less."""
 STRONG = 0.35
 """An edge counts that has this share of the picture's strongest contrast."""
-STEEPEST = 98
+STEEPEST = 99.5
 """Percentile: a picture is as sharp as its steepest edges, whatever else is out of focus on purpose."""
 UNIFORM = 10
 """Levels that a line of pixels of a bar may differ by, which JPEG needs."""
@@ -80,7 +80,7 @@ def measure(picture: Image.Image, data: bytes, resolution: int) -> Measured:
         dark=dark,
         bright=bright,
         white=float(1 - histogram[249]),
-        spread=max(high - low for low, high in reduced.getextrema()),  # type: ignore[misc, operator]
+        spread=max(high - low for low, high in reduced.getextrema()),  # type: ignore[misc]
         bars=bars(numpy.asarray(reduced)),
         quality=jpeg_quality(data),
     )
@@ -226,7 +226,7 @@ def nature(data: bytes, *, profile_ignored: bool) -> tuple[str, int, str]:
         if mode.startswith("I") or mode == "F" or _is_deep(image, data):
             return form, orientation, "deep"
         profile = image.info.get("icc_profile")
-    foreign = bool(profile) and not profile_ignored and not _is_srgb(profile)
+    foreign = bool(profile) and not profile_ignored and not _is_srgb(profile or b"")
     return form, orientation, "profile" if foreign else ""
 
 

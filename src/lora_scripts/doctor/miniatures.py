@@ -36,7 +36,7 @@ class Miniatures:
 
     def __post_init__(self) -> None:
         # Kept open as long as the survey: closing it deletes it.
-        self._file = tempfile.TemporaryFile(prefix="lora-doctor-")  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(prefix="lora-doctor-")
         self._lock = threading.Lock()
 
     def add(self, record: bytes) -> int:
@@ -64,7 +64,7 @@ class Miniatures:
         with self._lock:
             for place, row in enumerate(rows):
                 self._file.seek(int(row) * RECORD + start)
-                self._file.readinto(found[place].data)  # type: ignore[attr-defined]
+                self._file.readinto(found[place].data)
         return found
 
 

@@ -77,7 +77,8 @@ def _refused(picture: Picture) -> Item:
 
 def _skipped(survey: Survey) -> list[Finding | None]:
     """What the folder holds but is not read: links and pipes may be meant, hidden files rarely are."""
-    hidden, odd = [], []
+    hidden: list[Item] = []
+    odd: list[Item] = []
     for dropped in survey.folder.skipped:
         name = _shown(dropped.path, survey.settings.path)
         if name != OUR_FOLDER:

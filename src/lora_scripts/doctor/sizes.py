@@ -104,13 +104,13 @@ def _small(survey: Survey) -> list[Finding]:
     small = [p for p in readable if math.sqrt(p.size[0] * p.size[1]) < least and min(p.size) >= settings.multiple]
     if len(small) > MOST * len(readable) and len(readable) > EXAMPLES:
         typical = round(statistics.median(math.sqrt(p.size[0] * p.size[1]) for p in readable))
-        params = {"total": len(readable), "resolution": settings.resolution, "typical": typical}
+        params: dict[str, object] = {"total": len(readable), "resolution": settings.resolution, "typical": typical}
         return [Finding("pictures", "small_set", Severity.SHOULD, len(small), params)]
     items = []
     for picture in small:
         bucket = _bucket(picture, survey)
-        params = {"size": _text(picture.size), "bucket": _text(bucket) if bucket else "-"}
-        items.append(Item((picture.name,), Note("pictures.small.detail", params)))
+        sides = {"size": _text(picture.size), "bucket": _text(bucket) if bucket else "-"}
+        items.append(Item((picture.name,), Note("pictures.small.detail", sides)))
     return [Finding("pictures", "small", Severity.SHOULD, len(items), {"resolution": settings.resolution}, items)]
 
 

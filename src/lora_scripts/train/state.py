@@ -69,7 +69,7 @@ def restore(trainer: Trainer, state: State) -> None:
     optimizer = bare(trainer.optimizer)
     missing = FACTS - state.facts.keys()
     if missing:
-        raise CheckpointError("train.other_tensors", count=len(missing), names=", ".join(sorted(missing)))
+        raise CheckpointError("train.missing_part", names=", ".join(sorted(missing)))
     if state.facts["optimizer"] != type(optimizer).__name__:
         raise CheckpointError("train.other_optimizer", found=state.facts["optimizer"], wanted=type(optimizer).__name__)
     named, buffers = dict(_named(trainer)), dict(_buffers(trainer))
@@ -243,7 +243,7 @@ def _stored_groups(optimizer: Any, state: State, names: Mapping[int, str], reade
         # Checkpoints of the first format did not name them.
         moved = [a for a, b in zip(live, kept.get("params", live), strict=False) if a != b]
         if moved or len(live) != len(kept.get("params", live)):
-            raise CheckpointError("train.other_tensors", count=len(moved), names=", ".join(moved[:MAX_NAMED]))
+            raise CheckpointError("train.other_order", names=", ".join(moved[:MAX_NAMED]))
         values.append({key: reader.value(value) for key, value in kept.items() if key != "params"})
     return values
 

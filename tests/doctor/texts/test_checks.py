@@ -13,6 +13,7 @@ from lora_scripts.doctor.finding import Finding, Severity
 from lora_scripts.doctor.settings import Settings
 from lora_scripts.doctor.texts import classifier, duplicates, forms, label_errors, labels, lengths, reading, similar
 from lora_scripts.doctor.texts.text import Text
+from tests import tiny_text
 from tests.doctor.texts.planted import clean_rows
 
 
@@ -125,6 +126,21 @@ def test_thirty_wrong_labels_of_two_thousand_are_found() -> None:
     assert len(named) <= 36
 
 
+def test_real_messages_with_wrong_labels_are_ranked_first(root: Path) -> None:
+    """Eight kinds that words alone hardly tell apart: by chance fewer than two of thirty would be among the first."""
+    texts = reading.read(root / "examples/customer_feedback/train.en.jsonl").texts
+    assert len(texts) == 736
+    draw, known = random.Random(6), sorted({text.label for text in texts})
+    wrong = draw.sample(range(736), 30)
+    for place in wrong:
+        texts[place] = replace(texts[place], label=draw.choice([each for each in known if each != texts[place].label]))
+    (finding,) = label_errors.find(texts)
+    assert (finding.name, finding.severity, len(finding.items)) == ("label_review", Severity.GOOD, 60)
+    named = [file for item in finding.items for file in item.files]
+    assert finding.count > 60
+    assert len({texts[place].name for place in wrong} & {*named[:30]}) >= 6
+
+
 def test_labels_that_mean_nothing_are_not_doubted_aloud() -> None:
     draw = random.Random(4)
     texts = [replace(text, label=draw.choice("abc")) for text in clean(300)]
@@ -155,7 +171,17 @@ def test_the_fit_has_no_slope_left() -> None:
     assert np.allclose(np.linalg.norm(dense, axis=1), 1, atol=1e-5)
 
 
-def test_lengths_in_the_tokens_of_a_base() -> None:
+def test_lengths_in_the_tokens_of_a_base(tmp_path: Path) -> None:
+    texts = texts_of([("a red fox", "in the snow", ""), ("word " * 90, "end", "")])
+    base = tiny_text.write_base(tmp_path / "base")
+    exact = by_name(lengths.find(Settings(Path("."), base=base, max_tokens=50), texts))
+    assert files(exact["too_long"]) == [("a:2",)]
+    own = tiny_text.tokenizer()
+    counts = [len(own(text.whole, add_special_tokens=False)["input_ids"]) for text in texts]
+    assert (exact["lengths"].params["least"], exact["lengths"].params["most"]) == (min(counts), max(counts))
+
+
+def test_lengths_without_a_base_are_guessed() -> None:
     texts = texts_of([("a red fox", "in the snow", ""), ("word " * 90, "end", "")])
     found = by_name(lengths.find(Settings(Path("."), max_tokens=50), texts))
     assert files(found["about_too_long"]) == [("a:2",)]

@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 
 FOLDS, FOLDS_OF_MANY, MANY = 5, 3, 5_000
-MOST = 10_000
+MOST = 8_000
 """Texts that a model is fitted to; of more, a sample."""
 STEPS, RATE, DECAY = 20, 0.7, 1e-3
 """Passes over the texts, the rate of Adam, and the weight of the squares of the parameters."""

@@ -156,7 +156,7 @@ def prepare(tarballs: Path, work: Path) -> None:
                 }
             )
     work.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(work / "pictures.npz", pictures=np.stack(pictures))
+    np.savez_compressed((work / "pictures").with_suffix(".npz"), pictures=np.stack(pictures))
     (work / "rows.json").write_text(json.dumps(rows))
     (work / "manifest.json").write_text("\n".join(json.dumps(row, sort_keys=True) for row in manifest) + "\n")
     counts = {style: sum(r["style"] == style for r in rows) for style in (*STYLE_SUFFIX, "high contrast")}
@@ -165,7 +165,7 @@ def prepare(tarballs: Path, work: Path) -> None:
 
 def load_pictures(work: Path) -> tuple[np.ndarray, list[dict]]:
     """Return ((n, 64, 64, 3) uint8, one row a picture) as `prepare` wrote them."""
-    return np.load(work / "pictures.npz")["pictures"], json.loads((work / "rows.json").read_text())
+    return np.load((work / "pictures").with_suffix(".npz"))["pictures"], json.loads((work / "rows.json").read_text())
 
 
 def captions(row: dict) -> list[str]:

@@ -130,8 +130,8 @@ class Save:
         failed = checkpoint.prune(
             self.folder, kept.last, kept.best(), every=kept.every, newest=step, resumed=self.resumed
         )
-        for path, error in failed:
-            reason = error.strerror or str(error)
+        for path, trouble in failed:
+            reason = trouble.strerror or str(trouble)
             self._once(step, "train.prune_failed", {"path": path, "reason": reason})
 
     def _once(self, step: int, code: str, params: dict[str, object]) -> None:
