@@ -226,6 +226,7 @@ class Family(Protocol):
     """preset -> component -> regular expressions that must match a whole module path."""
     default_preset: ClassVar[str]
     base: Base
+    placement: Placement
 
     @classmethod
     def recognise(cls, path: Path, said: str = "") -> Base | None:

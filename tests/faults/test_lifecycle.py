@@ -218,7 +218,7 @@ def test_stop_save_and_preview_are_asked_for_from_outside(config, expected, caps
         run.until(lambda: run.step() >= 2)
         assert main(["save-now", str(out)]) == 0
         asked = checkpoint.steps(out / "checkpoints")
-        assert asked and asked[0] not in (4, 8, 12) or asked == [4]
+        assert (asked and asked[0] not in (4, 8, 12)) or asked == [4]
         assert main(["runs", str(out.parent)]) == 0
         printed = capsys.readouterr().out
         assert f"Saved step {asked[0]}" in printed and "running, step" in printed and str(run.pid) in printed

@@ -130,7 +130,7 @@ def test_f56_a_streak_stops_the_run_with_advice(tmp_path):
             made = ToyObjective.loss(self, family, batch, quantile=quantile)
             return Loss(made.total * float("nan")) if self.trainer.done >= 3 else made
 
-    trainer, events, recovery = broken(tmp_path, [], SKIP, limit=2)
+    trainer, _, recovery = broken(tmp_path, [], SKIP, limit=2)
     objective = Always([])
     objective.trainer, trainer.gradients.objective = trainer, objective
     with pytest.raises(NumericsError) as caught:

@@ -90,7 +90,7 @@ def test_f97_texts_on_a_shared_base_give_the_same_files(tmp_path, text_base):
     [
         ("base_precision", {"base_precision": "nf4"}, "sft"),
         ("offload_blocks", {"offload_blocks": 2}, "sft"),
-        ("adapter.start", {"adapter": {"name": "lora", "start": "pissa"}}, "sft"),
+        ("adapter", {"adapter": {"name": "lora", "start": "pissa"}}, "sft"),
         ("objective", {}, "dpo"),
     ],
 )

@@ -241,7 +241,8 @@ def _transformers(folder: Path, name: str, device: str) -> dict[str, Any]:
     length = min(config.text_config.max_position_embeddings, tokenizer.model_max_length)
 
     def read(texts: Sequence[str]) -> Tensor:
-        # SigLIP learned from texts padded to its length and looked at the padding: no mask, whatever its tokenizer says.
+        # SigLIP learned from texts padded to its length and looked at the padding: no mask, whatever its tokenizer
+        # says.
         siglip = config.model_type == "siglip"
         padding = "max_length" if siglip else True
         ids = tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             about |= {"nargs": "?", "const": SHOWN}
         parser.add_argument(flag(name), **about)
     parser.add_argument("--show-policy", choices=KINDS, help=messages.text("cli.help.show_policy"))
+    parser.add_argument("--show-options", metavar="CAPTIONER", help=messages.text("cli.help.show_options"))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,6 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     if arguments.show_policy:
         console.line(policies.text(arguments.show_policy).rstrip())
+        return 0
+    if arguments.show_options:
+        for line in _own_options(arguments.show_options):
+            console.line(line)
         return 0
     names = choices.LabelOptions.model_fields
     options = choices.read({name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None})
@@ -63,6 +68,18 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = pipeline.label(options, captioner, talk)
     _report(console, options, outcome)
     return 0
+
+
+def _own_options(captioner: str) -> list[str]:
+    """Return a line for each option that `--set` takes: key, default and meaning."""
+    from lora_scripts import registry
+
+    lines = []
+    for key, field in registry.load("captioners", captioner).Config.model_fields.items():
+        code = f"captioner.option.{captioner}.{key}"
+        default = field.get_default(call_default_factory=True)
+        lines.append(f"{key}={default}  {messages.text(code) if messages.has(code) else ''}".rstrip())
+    return lines
 
 
 def _check(options: LabelOptions) -> None:

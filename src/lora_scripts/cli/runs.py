@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "output", type=Path, nargs="?", default=Path("output"), metavar="OUTPUT", help=messages.text("cli.help.runs")
     )
-    parser.add_argument("--json", action="store_true", help=messages.text("cli.help.json"))
+    parser.add_argument("--json", action="store_true", help=messages.text("cli.help.as_json"))
 
 
 def run(arguments: argparse.Namespace) -> int:

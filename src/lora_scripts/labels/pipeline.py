@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lora_scripts import messages
 from lora_scripts.contracts import Captioner, Label
@@ -289,7 +290,8 @@ class Run:
             return
         texts = {name: self.captions.standing(name)[0][:1] for name in self.pictures}
         pairs = [(name, text[0]) for name, text in texts.items() if text and text[0].strip()]
-        row = quality.review(self.options.input, pairs, self.captioner, (tell, stop))
+        judge: Any = self.captioner
+        row = quality.review(self.options.input, pairs, judge, (tell, stop))
         self.outcome.review = row
         if row is not None and row != self.journal.review:
             self.journal.add([row])

@@ -6,7 +6,7 @@ import hashlib
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,9 @@ class Seen:
     problem: Dropped | None = None
 
 
-def stream(folder: Path, names: Sequence[str], decodes: Callable[[str, str], bool], ahead: int) -> Iterator[Seen]:
+def stream(
+    folder: Path, names: Sequence[str], decodes: Callable[[str, str], bool], ahead: int
+) -> Generator[Seen, None, None]:
     """Yield every picture, in order.
 
     Args:

@@ -172,7 +172,7 @@ class Rules:
         self, tags: list[tuple[Tag, str]], sentence: str, standing: str | None
     ) -> tuple[str, list[tuple[Tag, str]], str, list[str]]:
         """Take phrases off the end, then words of the sentence, until the caption fits; a person's words stay."""
-        kept, cut = list(tags), []
+        kept, cut = list(tags), list[str]()
         while True:
             text = self._framed(
                 self._joined([*([sentence] if sentence else []), *(text for _, text in kept)]), standing

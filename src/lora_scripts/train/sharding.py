@@ -34,7 +34,7 @@ def refuse(config: RunConfig, objective: str) -> None:
     wrong = {
         "base_precision": config.base_precision in ("fp8", "nf4"),
         "offload_blocks": config.offload_blocks > 0,
-        "adapter.start": config.adapter.options.get("start") == "pissa",
+        "adapter": config.adapter.options.get("start") == "pissa",
         "objective": objective in _MEASURE_ALONE,
     }
     problems = [Problem("train.shard_with", {"key": key}) for key, found in wrong.items() if found]

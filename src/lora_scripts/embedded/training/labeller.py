@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -285,7 +286,11 @@ def evaluate(work: Path, vocabulary: Path) -> dict[str, dict[str, float]]:
         index = torch.tensor(places)
         near = (embedded[index] @ texts.T).topk(5).indices
         right = near == classes[index][:, None]
-        result = {"pictures": len(places), "top1": right[:, 0].float().mean(), "top5": right.any(1).float().mean()}
+        result: dict[str, Any] = {
+            "pictures": len(places),
+            "top1": right[:, 0].float().mean(),
+            "top5": right.any(1).float().mean(),
+        }
         if name in (HELD_OUT_STYLE, "example"):
             nearest = gallery[torch.cdist(small[index], small[gallery]).argmin(1)]
             result["pixels"] = (classes[nearest] == classes[index]).float().mean()
