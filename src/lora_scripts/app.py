@@ -18,7 +18,7 @@ from lora_scripts.errors import DataError, LoraScriptsError, MachineError, Stopp
 from lora_scripts.events import Command, Event, Failed, Finished
 from lora_scripts.preparation import Prepared, cache_folder, file_names, prepare
 from lora_scripts.runs import SCHEMA_VERSION, RunFolder
-from lora_scripts.train import checkpoint
+from lora_scripts.train import checkpoint, ranks
 from lora_scripts.train.memory import peak_bytes
 
 log = logging.getLogger("lora_scripts")
@@ -125,7 +125,8 @@ def _train(
     say("train.loading", base=prepared.base.name)
     machine = assembly.machine(config, processes())
     run = assembly.build(prepared, machine, Cache(cache_folder(config)), base_hash)
-    assembly.fill(run, say)
+    with ranks.in_words(machine.accelerator):
+        assembly.fill(run, say)
     change.tell(say)
     # Only now is an earlier run forgotten: nothing that could still refuse this one comes after.
     if restart and is_main():
@@ -142,21 +143,22 @@ def _train(
     record["sessions"].append(session)
     if is_main():
         folder.write_record(record)
-    # The others look for checkpoints only when those of a forgotten run are gone.
-    machine.accelerator.wait_for_everyone()
     state = "failed"
     try:
-        assembly.resume(run, folder, say, [*record.get("changes", ()), *change.changes])
-        # Only what has been resumed is a changed run; a checkpoint that cannot be read leaves it as it was.
-        continuing.settle(record, change, surroundings, run.trainer.done, say)
-        if is_main():
-            folder.write_record(record)
-            run.hub.listeners.append(_kept(folder, record, say))
-        assembly.listen(run, folder, listeners, say)
-        finished = run.trainer.fit(run.loader.largest())
-        if not finished.stopped:
-            extra = finishing.export(run, folder, files, say)
-            record["files"] += [path.name for path in extra if path.name not in record["files"]]
+        with ranks.in_words(machine.accelerator):
+            # The others look for checkpoints only when those of a forgotten run are gone.
+            machine.accelerator.wait_for_everyone()
+            assembly.resume(run, folder, say, [*record.get("changes", ()), *change.changes])
+            # Only what has been resumed is a changed run; a checkpoint that cannot be read leaves it as it was.
+            continuing.settle(record, change, surroundings, run.trainer.done, say)
+            if is_main():
+                folder.write_record(record)
+                run.hub.listeners.append(_kept(folder, record, say))
+            assembly.listen(run, folder, listeners, say)
+            finished = run.trainer.fit(run.loader.largest())
+            if not finished.stopped:
+                extra = finishing.export(run, folder, files, say)
+                record["files"] += [path.name for path in extra if path.name not in record["files"]]
         state = "stopped" if finished.stopped else "finished"
     except DataError as error:
         # Data are read between steps only, so that what was done so far is whole and can be saved.

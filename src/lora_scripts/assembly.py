@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_scripts import continuing, registry, units
+from lora_scripts import continuing, identity, registry, units
 from lora_scripts.adapters import files as adapter_files
 from lora_scripts.adapters.adapter import Adapter
 from lora_scripts.adapters.inject import Injected, inject
@@ -20,7 +21,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.errors import ConfigError, MachineError
 from lora_scripts.preparation import Prepared, describe, options_of
 from lora_scripts.runs import RunFolder
-from lora_scripts.train import averaging, checkpoint, memory, sharding, state
+from lora_scripts.train import averaging, checkpoint, memory, ranks, sharding, state
 from lora_scripts.train.averaging import Average
 from lora_scripts.train.disk import CacheWatch
 from lora_scripts.train.estimate import frugal
@@ -102,12 +103,14 @@ def machine(config: RunConfig, processes: int = 1) -> Machine:
 
     # On a CPU Accelerate looks for other processes only where it is told that a CPU is meant.
     cpu = not torch.accelerator.is_available() or bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
-    precision = choose(config.base_precision, config.mixed_precision, PartialState(cpu=cpu).device)
+    waits = {"timeout": timedelta(seconds=config.process_timeout)} if processes > 1 else {}
+    precision = choose(config.base_precision, config.mixed_precision, PartialState(cpu=cpu, **waits).device)
     if config.shard_base and processes < 2:
         raise ConfigError("train.shard_alone")
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision.mixed)
     if accelerator.num_processes != processes:
         raise MachineError("train.processes_apart", wanted=processes, found=accelerator.num_processes)
+    ranks.agree(accelerator, identity.flat(identity.config_facts(config)))
     return Machine(accelerator, precision)
 
 
@@ -242,7 +245,7 @@ def listen(run: Run, folder: RunFolder, more: Sequence[Any], say: Any) -> Hub:
     step = run.trainer.done
     writes = run.trainer.accelerator.is_main_process
     sharded = run.prepared.config.shard_base
-    listeners: list[Any] = [run.signals]
+    listeners: list[Any] = [run.signals, ranks.Beats(run.trainer.accelerator)]
     if sharded and not writes:
         run.control = Control(None, run.hub.emit, run.trainer.together.any)
     if writes:

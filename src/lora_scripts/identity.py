@@ -71,7 +71,7 @@ def changed_keys(record: Mapping[str, Any], config: RunConfig, *, free: bool = F
     Args:
         free: those that may always differ, too; paths of the data and the output never count.
     """
-    old, new = _flat(_completed(record["config"])), _flat(config_facts(config))
+    old, new = flat(_completed(record["config"])), flat(config_facts(config))
     left = PATH_KEYS if free else free_keys() | PATH_KEYS
     return {
         key: (old.get(key), new.get(key))
@@ -122,8 +122,9 @@ def _completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
         return values
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping by dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

@@ -222,6 +222,7 @@ class RunConfig(Section):
     gradient_checkpointing: bool = False
     offload_blocks: int = Field(0, ge=0, le=1000)
     shard_base: bool = Field(False, json_schema_extra=FREE)
+    process_timeout: float = Field(600.0, ge=1, le=604_800, json_schema_extra=FREE)
 
     save_steps: int = Field(500, ge=1, json_schema_extra=FREE)
     keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=FREE)

@@ -39,11 +39,16 @@ class Gathered:
         """Return this process's part of the step's loss."""
         return sum(self.shares[1:], self.shares[0])
 
-    def blamed(self) -> str:
-        """Name the examples whose loss is not finite; all, where their sum or a gradient is not."""
+    def blamed(self, alone: bool = True) -> str:
+        """Name the examples whose loss is not finite; all, where their sum or a gradient is not.
+
+        Args:
+            alone: no other process may be to blame.
+        """
         pairs = zip(self.shares, self.micro_batches, strict=True)
         bad = [batch for share, batch in pairs if not torch.isfinite(share)]
-        return ", ".join([name for batch in bad or self.micro_batches for name in batch.ids][:_NAMED])
+        named = bad or (self.micro_batches if alone else ())
+        return ", ".join([name for batch in named for name in batch.ids][:_NAMED])
 
 
 class Gradients:

@@ -129,7 +129,8 @@ class Trainer:
             group["lr"] = self.rates[group["component"]] * factor
         norm = self.accelerator.clip_grad_norm_(self.tensors, self.course.max_norm or math.inf).item()
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler is not None):
-            raise NumericsError("train.not_finite", step=self.done + 1, loss=loss, norm=norm, ids=gathered.blamed())
+            ids = self.together.join(gathered.blamed(self.together.alone)) or gathered.blamed()
+            raise NumericsError("train.not_finite", step=self.done + 1, loss=loss, norm=norm, ids=ids)
         before = [p.detach().clone() for p in self.tensors]
         self.optimizer.step()
         self.optimizer.zero_grad()

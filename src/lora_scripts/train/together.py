@@ -33,6 +33,16 @@ class Together:
         """Return the largest of the processes' numbers."""
         return -self.least(-value)
 
+    def join(self, text: str) -> str:
+        """Return the processes' texts, one after the other."""
+        if self.alone:
+            return text
+        from torch import distributed
+
+        every: list[str] = [""] * self.accelerator.num_processes
+        distributed.all_gather_object(every, text)
+        return ", ".join(filter(None, every))
+
     def sum_gradients(self, tensors: Sequence[torch.nn.Parameter]) -> None:
         """Add up the processes' gradients, all tensors in one message."""
         if self.alone:
