@@ -33,7 +33,7 @@ EXPECTED = (
         "configs/llm_default.yaml",
         "configs/llm_quickstart.yaml",
     ),
-    *("docs/config.md", "docs/design.md", "docs/errors.md", "docs/texts.md"),
+    *("docs/config.md", "docs/design.md", "docs/labels.md", "docs/reliability.md", "docs/errors.md", "docs/texts.md"),
     *("examples/style_high_contrast/LICENSE", "examples/style_high_contrast/metadata.csv"),
 )
 FEWEST_FILES = 150

@@ -17,6 +17,7 @@ from lora_scripts.data.cache import Cache
 from lora_scripts.errors import DataError, LoraScriptsError, MachineError, Stopped
 from lora_scripts.events import Command, Event, Failed, Finished
 from lora_scripts.preparation import Prepared, cache_folder, file_names, prepare
+from lora_scripts.redaction import hide
 from lora_scripts.runs import SCHEMA_VERSION, RunFolder
 from lora_scripts.train import checkpoint, ranks
 from lora_scripts.train.memory import peak_bytes
@@ -282,7 +283,7 @@ class _LogFile(logging.Handler):
         """Write one record; training goes on without it."""
         try:
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(self.format(record) + "\n")
+                file.write(hide(self.format(record)) + "\n")
         except OSError as error:
             if not self._told:
                 self._told = True

@@ -24,6 +24,7 @@ from typing import Any
 
 from lora_scripts.errors import CheckpointError, ConfigError, LockError
 from lora_scripts.files import STAGED_PREFIX, cannot_write, write_bytes
+from lora_scripts.redaction import hide
 
 SCHEMA_VERSION = 1
 OWN_FILES = frozenset({"run.json", "events.jsonl", "train.log", "report.md", ".lock"})
@@ -86,7 +87,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        write_bytes(self.record_path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        write_bytes(self.record_path, (hide(json.dumps(record, indent=1, ensure_ascii=False)) + "\n").encode())
 
     def sweep(self) -> None:
         """Remove what a kill between writing and renaming left."""

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lora_scripts import messages
 from lora_scripts.errors import LoraScriptsError
+from lora_scripts.redaction import hide
 
 OK, INTERNAL, INTERRUPTED = 0, 1, 130
 
@@ -97,10 +98,10 @@ def _internal(error: Exception) -> int:
     memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     path = Path("lora-scripts-error.log")
     try:
-        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        path.write_text(hide("".join(traceback.format_exception(error))), encoding="utf-8")
     except OSError:
         traceback.print_exception(error)
-    first = str(error).strip().split("\n")[0][:300]
+    first = hide(str(error).strip().split("\n")[0][:300])
     code = "cli.out_of_memory" if memory else "cli.internal"
     print(messages.text(code, kind=type(error).__name__, reason=first, path=path), file=sys.stderr)
     return 4 if memory else INTERNAL

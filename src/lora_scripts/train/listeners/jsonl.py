@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_scripts import messages
 from lora_scripts.events import SCHEMA_VERSION, Command, Event
+from lora_scripts.redaction import hide
 
 
 class JsonLines:
@@ -35,7 +36,7 @@ class JsonLines:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                file.write(hide(json.dumps(row, ensure_ascii=False, default=str)) + "\n")
         except OSError as error:
             self._warn(error)
         return None
