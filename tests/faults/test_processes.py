@@ -208,6 +208,7 @@ def test_f94_a_polite_kill_of_the_launcher_leaves_one_checkpoint_more(folder):
     assert f"Resuming at step {steps[-1]} of 6" in end(again) and again.returncode == 0
 
 
+@pytest.mark.slow
 def test_f61_a_full_memory_in_one_process_makes_all_smaller(folder, base_folder):
     process = start(folder, "full")
     said = end(process)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ PEAK += [
 ]
 
 
-def start(folder: Path, log: Path, seconds: float = 0.1) -> subprocess.Popen:
+def start(folder: Path, log: Path, seconds: float = 0.1, more: Sequence[str] = ()) -> subprocess.Popen:
     words = [
         "label",
         "--input",
@@ -38,7 +39,7 @@ def start(folder: Path, log: Path, seconds: float = 0.1) -> subprocess.Popen:
         "--set",
         f"seconds={seconds}",
     ]
-    return subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([*COMMAND, *words, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -83,6 +84,31 @@ def test_kill_9_and_the_same_command_again(toy, tmp_path, expected):
     shown = log.read_text().split()
     assert len(set(shown)) == COUNT and len(shown) <= COUNT + 3 * 4
     assert not list(folder.glob(".staged-*")) and not list(folder.glob(".*lock*"))[1:]
+
+
+def test_kill_9_while_all_but_a_person_s_is_labelled_anew(toy, tmp_path):
+    """What too many captions say is dropped at the end: a run that was cut off comes to that all the same."""
+    words = ["--existing", "relabel", "--kind", "style", "--set", "always=warm", "--set", "voice=new"]
+    folders = []
+    for name in ("whole", "data"):
+        folder = toy_labels.folder(tmp_path / name, COUNT)
+        assert main(["label", "--input", str(folder), "--captioner", "toy"]) == 0
+        text = (folder / "metadata.csv").read_text().replace('"red square, oil painting, on a table"', "mine", 1)
+        (folder / "metadata.csv").write_text(text)
+        folders.append(folder)
+    whole, folder = folders
+    assert main(["label", "--input", str(whole), "--captioner", "toy", *words]) == 0
+    expected = (whole / "metadata.csv").read_bytes()
+    assert b"warm" not in expected and expected.count(b"mine") == 1 and b"oil" not in expected
+    before = lines(folder / "metadata.labels.jsonl")
+    for moment in (5, 17, 33):
+        process = start(folder, tmp_path / "log", 0.05, words)
+        wait_for(lambda moment=moment: lines(folder / "metadata.labels.jsonl") >= before + moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert main(["label", "--input", str(folder), "--captioner", "toy", *words]) == 0
+    assert (folder / "metadata.csv").read_bytes() == expected
+    assert (folder / "metadata.labels.jsonl").read_bytes() == (whole / "metadata.labels.jsonl").read_bytes()
 
 
 def test_a_torn_last_line_is_taken_for_what_it_is(toy, tmp_path, expected):

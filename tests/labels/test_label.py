@@ -77,6 +77,16 @@ def test_relabel_keeps_what_a_person_wrote(label, pictures):
     assert all("vivid" in text for name, text in captions.items() if name != "002.png")
 
 
+def test_a_caption_that_a_person_puts_back_is_theirs(label, pictures):
+    label()
+    first = table(pictures)["002.png"]
+    label("--existing", "overwrite", "--set", "always=vivid")
+    edit(pictures / "metadata.csv", **{"002": first})
+    for how in ("keep", "relabel"):
+        _, said, _ = label("--existing", how, "--set", "always=vivid")
+        assert "1 yours, 7 the machine's" in said and table(pictures)["002.png"] == first
+
+
 def test_overwriting_loses_nothing(label, pictures):
     label()
     edit(pictures / "metadata.csv", **{"002": "mine"})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_scripts.labels.existing import Captions
-from lora_scripts.labels.journal import is_person
+from lora_scripts.labels.journal import digest, is_person
 
 ADDING = ("append", "prepend")
 
@@ -56,24 +56,25 @@ def decide(captions: Captions, name: str, sha256: str, existing: str, key: str) 
     targets = []
     for index, text in enumerate(standing):
         author = captions.author(name, text)
-        if _again(existing, is_person(author), author in ("person", ""), known, changed):
+        # A line of the side file that a kill kept out of the output: what it replaces still stands.
+        stands = entry is not None and digest(text) in entry.texts
+        behind = entry is not None and not stands and not is_person(author)
+        if _again(existing, is_person(author), known and stands, changed or behind):
             targets.append(Target(index, text, author))
     kept = len(targets) < len(standing) and any(is_person(captions.author(name, text)) for text in standing)
     return Decision(tuple(targets), standing, known, changed and kept)
 
 
-def _again(existing: str, any_persons: bool, all_persons: bool, known: bool, changed: bool) -> bool:
+def _again(existing: str, persons: bool, done: bool, stale: bool) -> bool:
     """Say whether a caption is to be written anew.
 
     Args:
-        any_persons, all_persons: whether any, or every word of it is a person's.
-        known: these rules and this model have spoken of this very picture.
-        changed: the picture is not the one that was written about.
+        persons: any of it is a person's.
+        done: these rules and this model wrote it, for this very picture.
+        stale: it is a machine's and of another picture, or already replaced in the side file.
     """
-    if existing in ADDING:
-        return all_persons or not known
-    if existing == "overwrite":
-        return any_persons or not known
-    if any_persons:
-        return False
-    return changed or (existing == "relabel" and not known)
+    if existing == "keep":
+        return stale and not persons
+    if existing == "relabel":
+        return not persons and not done
+    return not done

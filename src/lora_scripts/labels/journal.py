@@ -43,6 +43,7 @@ class Entry:
         place: of its last line in the file, in bytes.
         run: how many runs were finished before that line.
         authors: who wrote what, by digest of the text.
+        texts: what was written last, by digest: what stands in the output unless a kill came between.
     """
 
     sha256: str = ""
@@ -50,6 +51,7 @@ class Entry:
     place: int = -1
     run: int = 0
     authors: dict[bytes, str] = field(default_factory=dict)
+    texts: tuple[bytes, ...] = ()
 
 
 class Journal:
@@ -72,14 +74,17 @@ class Journal:
         return any(entry.run == self.runs for entry in self.entries.values())
 
     def author(self, name: str, text: str) -> str:
-        """Return who wrote a picture's caption."""
+        """Return who wrote a picture's caption: who wrote this very text last, else a person."""
         entry = self.entries.get(name)
-        return PERSON if entry is None else entry.authors.get(digest(text), PERSON)
+        # What a finished run replaced, and stands there again, a person has put back.
+        if entry is None or (entry.run != self.runs and digest(text) not in entry.texts):
+            return PERSON
+        return entry.authors.get(digest(text), PERSON)
 
     def knows(self, name: str, text: str, sha256: str) -> bool:
         """Say whether it is written down that this text stands, for this very picture."""
         entry = self.entries.get(name)
-        return entry is not None and entry.sha256 == sha256 and digest(text) in entry.authors
+        return entry is not None and entry.sha256 == sha256 and digest(text) in entry.texts
 
     def label(self, name: str) -> Label:
         """Read what the model said of a picture, as far as its caption needs it."""
@@ -184,6 +189,10 @@ class Journal:
         entry = self.entries.setdefault(row["file_name"], Entry())
         if entry.run != self.runs:
             entry.authors = {}
+        if entry.run != self.runs or (row["key"] and entry.key and row["key"] != entry.key):
+            entry.texts = ()
+        replaced = digest(row["before"] or "") if row.get("before") is not None else b""
+        entry.texts = (*(text for text in entry.texts if text != replaced), digest(row["text"]))
         # Until the output is replaced, what stood there before still stands, whoever wrote it.
         if row.get("before") is not None:
             entry.authors.setdefault(digest(row["before"]), row.get("before_author", PERSON))

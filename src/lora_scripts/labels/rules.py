@@ -92,7 +92,8 @@ class Rules:
         """
         tags, removed = self._chosen(label.tags, frequent, standing or "")
         sentence, out = self.sentences.clean(label.text)
-        removed += [Removed(text, rule) for text, rule in out]
+        kind = f"--kind {self.options.kind}"
+        removed += [Removed(text, kind if rule == "--kind" else rule) for text, rule in out]
         if standing and sentence and normal(sentence) in normal(standing):
             sentence = ""
         text, kept, sentence, cut = self._fitted(tags, sentence, standing)
@@ -128,7 +129,7 @@ class Rules:
                 text = others[normal(text)]
             name = normal(text)
             rule = self._rule(name, tag, frequent)
-            if not rule and name in seen:
+            if not rule and (name in seen or says(standing, name)):
                 rule = "repeated"
             elif not rule and options.max_tags is not None and len(kept) >= options.max_tags:
                 rule = "--max-tags"
@@ -172,19 +173,19 @@ class Rules:
         self, tags: list[tuple[Tag, str]], sentence: str, standing: str | None
     ) -> tuple[str, list[tuple[Tag, str]], str, list[str]]:
         """Take phrases off the end, then words of the sentence, until the caption fits; a person's words stay."""
-        kept, cut = list(tags), list[str]()
+        kept, cut, over = list(tags), list[str](), list[str]()
         while True:
             text = self._framed(
                 self._joined([*([sentence] if sentence else []), *(text for _, text in kept)]), standing
             )
             if (not kept and not sentence) or self.count([text])[0] <= self.limit:
-                return text, kept, sentence, cut
+                return text, kept, sentence, [*cut, *([" ".join(over)] if over else [])]
             if kept:
                 cut.append(kept.pop()[1])
             else:
-                words = sentence.split()
-                cut.append(words.pop())
-                sentence = " ".join(words).rstrip(",;:")
+                sentence, word = sentence.rpartition(" ")[::2]
+                sentence = sentence.rstrip(" ,;:")
+                over.insert(0, word)
 
     def _joined(self, parts: Sequence[str]) -> str:
         text = ""
@@ -200,13 +201,20 @@ class Rules:
             trimmed = standing.strip().rstrip(",\uff0c").rstrip()
             new, old = (body, trimmed) if options.existing == "prepend" else (trimmed, body)
             body = self._joined([part for part in (new, old) if part]) if body else standing.strip()
-        prefix = "" if body.startswith(options.prefix) else options.prefix
+        there = body.startswith(options.prefix) or (standing and says(standing, options.prefix))
+        prefix = "" if there else options.prefix
         suffix = "" if body.endswith(options.suffix) else options.suffix
         body = " ".join(part for part in (prefix, body, suffix) if part)
         known = options.trigger or options.class_word
         if not known or with_trigger(body, known) == body:
             return body
         return f"{self.head}{options.separator}{body}" if body else self.head
+
+
+def says(caption: str, phrase: str) -> bool:
+    """Say whether a caption holds a phrase as words of its own."""
+    name = normal(phrase)
+    return bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", normal(caption)) is not None
 
 
 def counted(rules: Rules, labels: Iterable[Label]) -> frozenset[str]:

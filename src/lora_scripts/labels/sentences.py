@@ -19,9 +19,12 @@ _GAPS = (
 _NO_ADJECTIVE = "with|of|on|in|at|and|or|to|from|by|near|beside|under|behind|over|is|are|has|holding|wearing"
 
 _ARTICLE = r"(?:a|an|the)?\s*"
-_OF = r"(?:of|showing|depicting)\s+"
+_IT_IS = r"(?<=[.!?])\s+(?:it|this|the\s+\w+)\s+is\s+(?:an?)\s+"
+_OF = r"(?:of|showing|shows|depicting|depicts)\s+"
 _LEAD = r"(?P<lead>\b(?:with|and|has|having)\s+|,\s*)?"
 _OWNER = r"(?:\b(?:a|an|her|his|their|the)\s+)?"
+# "her eyes closed" is an expression, which changes from picture to picture.
+_STATE = r"(?!\s+(?:are\s+|is\s+)?(?:closed|open|shut|half))"
 _ON = r"(?P<on>\s+and\s+(?=(?:a|an|the)\b))?"
 
 
@@ -35,11 +38,23 @@ class Sentences:
                 rf"^\s*(?:(?:this|it)\s+is\s+)?{_ARTICLE}(?:[\w-]+\s+){{0,4}}?(?:{_any(policy.openings)})s?\s+{_OF}"
             )
             self._steps.append(("--kind", re.compile(opening, re.IGNORECASE), lambda match: ""))
+            # A sentence that says nothing else: "It is an oil painting."
+            only = rf"{_IT_IS}(?:[\w-]+\s+){{0,4}}?(?:{_any(policy.openings)})\s*(?:\.|$)"
+            self._steps.append(("--kind", re.compile(only, re.IGNORECASE), lambda match: ""))
         if policy.phrases:
+            # With "of" at its end, a phrase takes along what follows: "in the style of ...".
+            named_after = [phrase for phrase in policy.phrases if phrase.endswith(" of")]
+            if named_after:
+                pattern = re.compile(rf"(?<!\w)(?:{_any(named_after)})\s+[^,.;:]*", re.IGNORECASE)
+                self._steps.append(("--kind", pattern, lambda match: ""))
             self._steps.append(("--kind", _phrases(policy.phrases), lambda match: ""))
         if policy.nouns:
             adjectives = rf"(?:\b(?:{_any(policy.adjectives)})[\s,]+(?:and\s+)?)*"
-            traits = rf"{_LEAD}{_OWNER}{adjectives}\b(?:{_any(policy.nouns)})\b{_ON}"
+            nouns = rf"{adjectives}\b(?:{_any(policy.nouns)})\b{_STATE}"
+            # ", her long hair blowing in the wind": what the trait does goes with it.
+            aside = re.compile(rf",\s*(?:her|his|their)\s+{nouns}[^,.;]*", re.IGNORECASE)
+            self._steps.append(("--kind", aside, lambda match: ""))
+            traits = rf"{_LEAD}{_OWNER}{nouns}{_ON}"
             self._steps.append(("--kind", re.compile(traits, re.IGNORECASE), _without_trait))
         if named:
             # "a red backpack" becomes "ohwx backpack": what describes it is what shall be learned.
