@@ -330,3 +330,15 @@ def test_the_mission_s_command_on_the_example_offline(root, tmp_path, monkeypatc
     assert {name: text for name, text in second.items() if name.removesuffix(".png") not in mine} == {
         name: text for name, text in first.items() if name.removesuffix(".png") not in mine
     }
+
+
+def test_no_caption_is_emptied_because_many_say_the_same(label, pictures):
+    toy_labels.folder(pictures, 12)
+    policy = pictures.parent / "mine.toml"
+    policy.write_text('frequent = 0.5\nfrequent_groups = ["setting", "palette"]\ngroups = ["medium"]\n')
+    words = ["--kind", "style", "--policy", policy, "--exclude", "red square"]
+    label(*words)
+    captions = table(pictures)
+    assert captions["000.png"] == "on a table" and captions["001.png"] == "green square" and len(captions) == 12
+    _, said, _ = label(*words)
+    assert table(pictures) == captions and "belongs to the style" not in said

@@ -260,13 +260,11 @@ class Run:
         policy = self.rules.policy
         if not policy.frequent_groups or policy.frequent >= 1 or len(mine) < FEWEST_FOR_FREQUENCY:
             return
-        frequent = counted(self.rules, map(self.journal.label, mine))
-        if not frequent:
-            return
+        fresh = [name for name in mine if name in self.touched or entries[name].run == self.journal.runs]
+        frequent = counted(self.rules, map(self.journal.label, mine)) if fresh else frozenset()
         self.outcome.frequent = tuple(sorted(frequent))
-        for name in mine:
-            if name in self.touched or entries[name].run == self.journal.runs:
-                self._rewrite(name, frequent)
+        for name in fresh if frequent else ():
+            self._rewrite(name, frequent)
 
     def _rewrite(self, name: str, frequent: frozenset[str]) -> None:
         texts, inside = self.captions.standing(name)
@@ -276,7 +274,8 @@ class Run:
         said = self.journal.label(name)
         target = Target(0, row["before"], row["before_author"] or "")
         written = self._written(said, target, frequent)
-        if written.text == texts[0]:
+        # A caption that would say nothing any more had better say what many do.
+        if written.text == texts[0] or any(note.code == "label.doubt_empty" for note in written.doubts):
             return
         if not self.journal.knows(name, written.text, row["sha256"]):
             adding = self.options.existing in ADDING

@@ -23,7 +23,12 @@ def captioner(options: LabelOptions) -> Captioner:
     model = options.model
     if model is not None and model.startswith("~"):
         model = str(at_home(model))
-    return module.build(config, model, device(options.device))
+    place = device(options.device)
+    from transformers.utils import logging
+
+    # Its bars would stand in the middle of our lines.
+    logging.disable_progress_bar()
+    return module.build(config, model, place)
 
 
 def device(wanted: str) -> str:
