@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from lora_scripts import messages, registry
 from lora_scripts.contracts import Label
-from lora_scripts.errors import BaseModelError, ConfigError, MachineError
+from lora_scripts.errors import BaseModelError, MachineError
 from tests.captioners import tiny
 from tests.tiny_clip import build_clip
 
@@ -136,6 +135,94 @@ def test_weights_that_need_code_of_their_own_are_not_run():
         build("florence2", "microsoft/Florence-2-base")
 
 
+@pytest.mark.parametrize("name", ["blip", "florence2", "vision_language"])
+def test_weights_that_are_not_whole_are_refused(name, models, tmp_path):
+    """What is absent would be random, and the captions with it."""
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(models[name], tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    absent = next(key for key in tensors if key.endswith("weight") and "layer" in key)
+    del tensors[absent]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BaseModelError, match="lacks weights"):
+        build(name, str(copy))
+
+
+@pytest.mark.parametrize("name", ["blip", "florence2", "vision_language"])
+def test_a_caption_that_fills_its_room_is_doubtful(name, models):
+    (short,) = build(name, models[name], tokens=2).caption(pictures()[:1])
+    assert [note.code for note in short.doubts] == ["captioner.cut_off"]
+
+
+def test_an_end_that_is_said_is_no_cut():
+    from types import SimpleNamespace
+
+    import torch
+
+    from lora_scripts.captioners._generation import was_cut
+
+    free, forced = SimpleNamespace(eos_token_id=[2, 7]), SimpleNamespace(eos_token_id=2, forced_eos_token_id=2)
+    for settings, ids, cut in (
+        (free, [5, 6, 8, 9], True),
+        (free, [5, 6, 8, 7], False),
+        (free, [5, 2, 0, 0], False),
+        (free, [5, 6, 2], False),
+        (forced, [5, 6, 8, 2], True),
+        (forced, [5, 6, 2, 0], False),
+        (forced, [5, 2], False),
+    ):
+        assert was_cut(torch.tensor(ids), 4, settings) is cut, (settings, ids)
+
+
+def test_weights_that_come_with_code_are_told_from_broken_ones(models, tmp_path):
+    for name, kind, said in (("vision_language", "moondream1", "code of its own"), ("florence2", "x", "florence-comm")):
+        copy = Path(shutil.copytree(models[name], tmp_path / name))
+        config = json.loads((copy / "config.json").read_text())
+        config |= {"model_type": kind, "auto_map": {"AutoConfig": "configuration.Config"}}
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(BaseModelError, match=said):
+            build(name, str(copy))
+
+
+def test_a_processor_does_without_its_part_for_videos(tmp_path):
+    captioner = build("vision_language", str(tiny.write_qwen(tmp_path / "qwen")))
+    labels = captioner.caption(pictures())
+    assert len(labels) == 7 and all(label.text for label in labels)
+    inputs = captioner.inputs([Image.new("RGB", (32, 32))])
+    # 8 x 8 patches of 4 pixels, 2 x 2 of them a place.
+    assert int((inputs["input_ids"] == captioner.writer.model.config.image_token_id).sum()) == 16
+
+
+def test_a_package_that_a_processor_wants_is_named(models, monkeypatch):
+    import transformers
+
+    def absent(*_, **__):
+        raise ImportError("\nPackage `num2words` is required to run SmolVLM processor. Install it.\nOr not.")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", absent)
+    with pytest.raises(MachineError, match="num2words") as caught:
+        build("vision_language", models["vision_language"])
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+
+
+def test_models_without_a_chat_and_templates_with_one_of_their_own(models, tmp_path):
+    copy = Path(shutil.copytree(models["vision_language"], tmp_path / "copy"))
+    template = copy / "chat_template.jinja"
+    expected = build("vision_language", models["vision_language"]).caption(pictures()[:1])
+    template.write_text("{% for turn in messages %}<image> {{ turn['content'] | trim }}{% endfor %}")
+    assert build("vision_language", str(copy)).caption(pictures()[:1]) == expected
+    template.write_text("{% for turn in messages %}no picture{% endfor %}")
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        build("vision_language", str(copy))
+    template.write_text("{% for")
+    with pytest.raises(BaseModelError, match="cannot be loaded"):
+        build("vision_language", str(copy))
+    template.unlink()
+    with pytest.raises(BaseModelError, match="no chat template"):
+        build("vision_language", str(copy))
+
+
 # wd14
 
 
@@ -146,8 +233,9 @@ def test_tags_are_those_of_plain_numpy(models):
     from onnx import numpy_helper
 
     kept = {t.name: numpy_helper.to_array(t) for t in onnx.load(f"{models['wd14']}/model.onnx").graph.initializer}
-    square = Image.new("RGB", (16, 16), "white")
-    square.paste(Image.new("RGB", (16, 8), (200, 100, 50)), (0, 4))
+    square = Image.new("RGB", (32, 32), "white")
+    square.paste(Image.new("RGB", (32, 16), (200, 100, 50)), (0, 8))
+    square = square.resize((16, 16), Image.Resampling.BICUBIC)
     means = numpy.asarray(square, dtype=numpy.float32)[:, :, ::-1].mean((0, 1))
     expected = 1 / (1 + numpy.exp(-(means @ kept["weights"] + kept["bias"])))
     captioner = build("wd14", models["wd14"], general=0.0, character=0.0, rating="last")
@@ -181,75 +269,31 @@ def test_a_tagger_for_one_picture_at_a_time_works_too(tmp_path, models):
         build("wd14", str(tiny.write_wd14(tmp_path / "five", outputs=5)))
 
 
-# openai_compatible
+def test_a_table_of_tags_with_holes_is_a_sentence_and_artists_are_not_said(models, tmp_path):
+    copy = Path(shutil.copytree(models["wd14"], tmp_path / "copy"))
+    table, text = copy / "selected_tags.csv", (copy / "selected_tags.csv").read_text()
+    for hole in ("4", "4,blue_eyes", "4,,0,96"):
+        table.write_text(text.replace("4,blue_eyes,0,96", hole))
+        with pytest.raises(BaseModelError, match="line 6"):
+            build("wd14", str(copy))
+    table.write_text(text.replace("blue_eyes,0", "blue_eyes,1"))
+    (label,) = build("wd14", str(copy), general=0.0, character=0.0).caption(pictures()[:1])
+    assert {tag.text for tag in label.tags} == {"1girl", "red square", "^_^", "saber (fate)"}
 
 
-def asked(address: str, **options) -> Label:
-    return build("openai_compatible", address, **options).caption(pictures()[:1])[0]
+def test_outputs_that_are_no_probabilities_are_refused(tmp_path):
+    for bias in (float("nan"), 30.0):
+        folder = tiny.write_wd14(tmp_path / str(bias), squashed=False, raised=bias)
+        with pytest.raises(BaseModelError, match="0 to 1"):
+            build("wd14", str(folder))
 
 
-def test_a_server_is_asked_with_picture_prompt_and_model(monkeypatch):
-    seen = []
+def test_a_gpu_that_onnx_runtime_cannot_use_is_said_and_not_asked_of(models):
+    import onnxruntime
 
-    def answer(body):
-        seen.append(body)
-        return tiny.says("Sure! The image shows a red square, which appears to be new.") if body else (200, b"{}", {})
-
-    monkeypatch.setenv("MY_KEY", "sk-secret")
-    with tiny.server(answer) as address:
-        label = asked(f"qwen@{address}", prompt="What is it?", key_variable="MY_KEY")
-    assert label.text == "A red square, which is new." and not label.doubts
-    body = seen[-1]
-    assert body["model"] == "qwen" and body["messages"][0]["content"][0]["text"] == "What is it?"
-    assert body["authorization"] == "Bearer sk-secret" and tiny.colour_of(body) == "red"
-
-
-def test_a_server_that_stumbles_is_asked_again(monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    answers = [(500, b"", {}), (429, b"", {}), tiny.says("A thing.")]
-    with tiny.server(lambda body: answers.pop(0) if body else (404, b"", {})) as address:
-        assert asked(address).text == "A thing."
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ((400, b"", {}), "HTTP 400"),
-        ((200, b"{", {}), "no JSON"),
-        ((200, b"[" * 100_000, {}), "no JSON"),
-        ((200, b'{"choices": []}', {}), "unexpected answer"),
-        ((200, b'{"choices": [{"message": {"content": 3}}]}', {}), "unexpected answer"),
-        ((200, b" " * (1 << 20) + b"{}", {}), "1 MiB"),
-        ((302, b"", {"Location": "http://127.0.0.1:9/elsewhere"}), "HTTP 302"),
-    ],
-)
-def test_answers_that_are_none_are_doubts_of_that_picture(answer, reason, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with tiny.server(lambda body: answer if body else (200, b"{}", {})) as address:
-        label = asked(address)
-    assert not label.text and label.doubts[0].code == "captioner.server_failed"
-    assert reason in str(label.doubts[0].params["reason"])
-
-
-def test_a_cut_off_answer_loses_its_broken_sentence():
-    with tiny.server(
-        lambda body: tiny.says("A red square. It stands on a wh", "length") if body else (200, b"{}", {})
-    ) as address:
-        label = asked(address)
-    assert label.text == "A red square." and label.doubts[0].code == "captioner.cut_off"
-
-
-def test_an_absent_server_is_told_before_the_first_picture():
-    with pytest.raises(MachineError, match="Nothing answers at") as caught:
-        build("openai_compatible", "http://127.0.0.1:9/v1", timeout=2)
-    assert caught.value.exit_code == 4
-    for wrong in ("ftp://x/v1", "not an address", "http://user:word@host/v1"):
-        with pytest.raises(ConfigError, match="no address"):
-            build("openai_compatible", wrong)
-
-
-def test_it_is_said_when_pictures_leave_the_machine():
-    from lora_scripts.captioners.openai_compatible import Config, Server
-
-    assert "leave this machine" in Server(Config(), "", "http://192.168.1.7:1234/v1").title
-    assert "leave this machine" not in Server(Config(), "", "http://127.0.0.1:1234/v1").title
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    module = registry.load("captioners", "wd14")
+    captioner = module.build(module.Config(), models["wd14"], "cuda:0")
+    assert "on the CPU" in captioner.title and captioner.caption(pictures()[:1])[0].tags
+    assert captioner.identity == build("wd14", models["wd14"]).identity

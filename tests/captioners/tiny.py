@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,18 +28,26 @@ TAGS = (
 WORDS = ["a", "red", "square", "blue", "disc", "on", "white", "ground", "the", "of", "picture", "with", "green", "."]
 
 
-def write_wd14(folder: Path, *, outputs: int = len(TAGS), side: int = 16, batch: int | str = "n") -> Path:
+def write_wd14(
+    folder: Path,
+    *,
+    outputs: int = len(TAGS),
+    side: int = 16,
+    batch: int | str = "n",
+    squashed: bool = True,
+    raised: float = 0.0,
+) -> Path:
     """A graph whose scores depend on the picture's mean colours: sigmoid(mean(x) W + b)."""
     import numpy
     from onnx import TensorProto, helper, numpy_helper, save
 
     random = numpy.random.default_rng(0)
     weights = random.normal(0, 0.02, (3, outputs)).astype(numpy.float32)
-    bias = random.normal(0, 1, outputs).astype(numpy.float32)
+    bias = (random.normal(0, 1, outputs) + raised).astype(numpy.float32)
     nodes = [
         helper.make_node("ReduceMean", ["input", "axes"], ["means"], keepdims=0),
         helper.make_node("Gemm", ["means", "weights", "bias"], ["logits"]),
-        helper.make_node("Sigmoid", ["logits"], ["output"]),
+        helper.make_node("Sigmoid" if squashed else "Identity", ["logits"], ["output"]),
     ]
     given = helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, side, side, 3])
     out = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, outputs])
@@ -143,6 +153,44 @@ def write_llava(folder: Path) -> Path:
     return folder
 
 
+def write_qwen(folder: Path) -> Path:
+    """A vision-language model whose processor has a part for videos, which alone needs torchvision."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
+
+    marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    tokenizer = _word_tokenizer(marks)
+    torch.manual_seed(0)
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+    }
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(marks), strict=True))
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(min_pixels=64, max_pixels=1024, patch_size=4).save_pretrained(folder)
+    # As on the hub, where the name is that of the class that needs torchvision.
+    kept = json.loads((folder / "preprocessor_config.json").read_text())
+    kept |= {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(kept))
+    (folder / "chat_template.jinja").write_text(
+        "{% for turn in messages %}{% for part in turn['content'] %}{% if part['type'] == 'image' %}<|vision_start|>"
+        "<|image_pad|><|vision_end|> {% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    return folder
+
+
 def write_florence(folder: Path) -> Path:
     from transformers import (
         BartConfig,
@@ -196,8 +244,13 @@ def write_florence(folder: Path) -> Path:
 
 
 @contextmanager
-def server(answer: Callable[[dict[str, Any] | None], tuple[int, bytes, dict[str, str]]]) -> Iterator[str]:
-    """A real server that speaks the protocol; `answer` makes (status, body, headers) of what was posted."""
+def server(
+    answer: Callable[[dict[str, Any] | None], tuple[int, bytes, dict[str, str]]], drip: float = 0
+) -> Iterator[str]:
+    """A real server that speaks the protocol; `answer` makes (status, body, headers) of what was posted.
+
+    `drip` is how many seconds it takes for each byte of an answer to a picture.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def _send(self, body: dict[str, Any] | None) -> None:
@@ -206,7 +259,10 @@ def server(answer: Callable[[dict[str, Any] | None], tuple[int, bytes, dict[str,
             for name, value in {"Content-Length": str(len(data)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(OSError):  # who asked has gone
+                for part in [data[i : i + 1] for i in range(len(data))] if drip and body else [data]:
+                    self.wfile.write(part)
+                    time.sleep(drip if body else 0)
 
         def do_GET(self) -> None:
             self._send(None)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lora_scripts.captioners._generation import Writer
 
 NEEDS_MODEL = True
-VERSION = 1
+VERSION = 2
 
 
 class Config(BaseModel):
@@ -41,7 +41,9 @@ def build(config: Config, model: str | None, device: str) -> Any:
     assert model is not None
     writer = _generation.load(model, kind, ("blip",), device)
     said = config.model_dump_json(exclude={"batch"})
-    return Blip(config, writer, _folders.identity(writer.folder, f"blip {VERSION} {said}"))
+    made = Blip(config, writer, _folders.identity(writer.folder, f"blip {VERSION} {said}"))
+    _generation.tried(model, made.inputs)
+    return made
 
 
 class Blip:
@@ -53,11 +55,15 @@ class Blip:
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[Label]:
         """Label a batch; see `contracts.Captioner`."""
-        from lora_scripts.captioners._generation import ready
+        from lora_scripts.captioners._generation import ready, was_cut
         from lora_scripts.captioners._prose import clean
 
-        shown = [ready(picture) for picture in pictures]
+        tokens, settings = self.config.tokens, self.writer.model.generation_config
+        made = self.writer.generate(self.inputs([ready(p) for p in pictures]), tokens, num_beams=self.config.beams)
+        texts = self.writer.processor.batch_decode(made, skip_special_tokens=True)
+        return [clean(text, whole=not was_cut(ids, tokens, settings)) for text, ids in zip(texts, made, strict=True)]
+
+    def inputs(self, shown: Sequence[Image.Image]) -> Any:
+        """Return what the model takes."""
         texts = {"text": [self.config.start] * len(shown)} if self.config.start else {}
-        inputs = self.writer.processor(images=shown, return_tensors="pt", **texts)
-        made = self.writer.generate(inputs, self.config.tokens, num_beams=self.config.beams)
-        return [clean(text) for text in self.writer.processor.batch_decode(made, skip_special_tokens=True)]
+        return self.writer.processor(images=list(shown), return_tensors="pt", **texts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_scripts.captioners._generation import Writer
 
 NEEDS_MODEL = True
-VERSION = 1
+VERSION = 2
 TASKS = {"caption": "<CAPTION>", "detailed": "<DETAILED_CAPTION>", "more_detailed": "<MORE_DETAILED_CAPTION>"}
 
 
@@ -50,9 +50,16 @@ def build(config: Config, model: str | None, device: str) -> Any:
     assert model is not None
     if model.startswith("microsoft/"):
         raise BaseModelError("captioner.florence_code", model=model)
-    writer = _generation.load(model, kind, ("florence2",), device)
+    try:
+        writer = _generation.load(model, kind, ("florence2",), device)
+    except BaseModelError as error:
+        # A copy of Microsoft's folder.
+        code = "captioner.florence_code" if error.code == "captioner.own_code" else error.code
+        raise BaseModelError(code, **error.params) from error
     said = config.model_dump_json(exclude={"batch"})
-    return Florence(config, writer, _folders.identity(writer.folder, f"florence2 {VERSION} {said}"))
+    made = Florence(config, writer, _folders.identity(writer.folder, f"florence2 {VERSION} {said}"))
+    _generation.tried(model, made.inputs)
+    return made
 
 
 class Florence:
@@ -67,11 +74,13 @@ class Florence:
         from lora_scripts.captioners._generation import ready, was_cut
         from lora_scripts.captioners._prose import clean
 
-        shown, task = [ready(picture) for picture in pictures], TASKS[self.config.task]
-        inputs = self.writer.processor(text=[task] * len(shown), images=shown, return_tensors="pt")
-        made = self.writer.generate(inputs, self.config.tokens, num_beams=self.config.beams)
+        tokens, settings = self.config.tokens, self.writer.model.generation_config
+        made = self.writer.generate(self.inputs([ready(p) for p in pictures]), tokens, num_beams=self.config.beams)
         texts = self.writer.processor.batch_decode(made, skip_special_tokens=True)
-        end = self.writer.model.generation_config.eos_token_id
-        return [
-            clean(text, whole=not was_cut(ids, self.config.tokens, end)) for text, ids in zip(texts, made, strict=True)
-        ]
+        cut = [was_cut(ids[1:], tokens, settings) for ids in made]
+        return [clean(text, whole=not broken) for text, broken in zip(texts, cut, strict=True)]
+
+    def inputs(self, shown: Sequence[Image.Image]) -> Any:
+        """Return what the model takes."""
+        task = TASKS[self.config.task]
+        return self.writer.processor(text=[task] * len(shown), images=list(shown), return_tensors="pt")

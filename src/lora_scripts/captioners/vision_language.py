@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lora_scripts.contracts import Label
 from lora_scripts.data.record import Note
+from lora_scripts.errors import BaseModelError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lora_scripts.captioners._generation import Writer
 
 NEEDS_MODEL = True
-VERSION = 1
+VERSION = 2
 LENGTHS = {
     "concise": "Describe this picture in one short sentence.",
     "standard": "Describe this picture in one or two plain sentences: what is seen, where, and in which light.",
@@ -42,7 +43,11 @@ class Config(BaseModel):
 
 
 def build(config: Config, model: str | None, device: str) -> Any:
-    """Load the model; see `contracts.Captioner`."""
+    """Load the model; see `contracts.Captioner`.
+
+    Raises:
+        BaseModelError: it follows no chat.
+    """
     from lora_scripts.captioners import _folders, _generation
 
     def kind() -> Any:
@@ -52,8 +57,12 @@ def build(config: Config, model: str | None, device: str) -> Any:
 
     assert model is not None
     writer = _generation.load(model, kind, (), device, config.dtype)
+    if not getattr(writer.processor, "chat_template", None):
+        raise BaseModelError("captioner.no_chat", model=model)
     said = config.model_dump_json()
-    return VisionLanguage(config, writer, _folders.identity(writer.folder, f"vlm {VERSION} {said}"))
+    made = VisionLanguage(config, writer, _folders.identity(writer.folder, f"vlm {VERSION} {said}"))
+    _generation.tried(model, made.inputs)
+    return made
 
 
 class VisionLanguage:
@@ -75,14 +84,24 @@ class VisionLanguage:
         from lora_scripts.captioners._generation import ready, was_cut
         from lora_scripts.captioners._prose import clean
 
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}
         try:
-            text = self.writer.processor.apply_chat_template([turn], add_generation_prompt=True)
-            inputs = self.writer.processor(text=[text], images=[ready(picture)], return_tensors="pt")
+            inputs = self.inputs([ready(picture)])
         except (ValueError, TypeError, RuntimeError) as error:
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             return Label(doubts=(Note("captioner.not_shown", {"reason": reason}),))
         made = self.writer.generate(inputs, self.config.tokens)[0][inputs["input_ids"].shape[1] :]
         said = self.writer.processor.decode(made, skip_special_tokens=True)
-        end = self.writer.model.generation_config.eos_token_id
-        return clean(said, whole=not was_cut(made, self.config.tokens, end))
+        return clean(said, whole=not was_cut(made, self.config.tokens, self.writer.model.generation_config))
+
+    def inputs(self, shown: Sequence[Image.Image]) -> Any:
+        """Return what the model takes, for one picture."""
+        parts = [{"type": "image"}, {"type": "text", "text": self.prompt}]
+        text = self._turn(parts)
+        if "'type': 'image'" in text:
+            # Some, JoyCaption's among them, place the picture themselves and take the content for plain words.
+            text = self._turn(self.prompt)
+        return self.writer.processor(text=[text], images=list(shown), return_tensors="pt")
+
+    def _turn(self, content: Any) -> str:
+        turn = {"role": "user", "content": content}
+        return self.writer.processor.apply_chat_template([turn], add_generation_prompt=True)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NEEDS_MODEL = True
-VERSION = 1
+VERSION = 2
 PATTERNS = ("model.onnx", "selected_tags.csv")
+# What other boorus number besides, such as artists (1), is not said.
 GROUPS = {"0": "general", "4": "character", "9": "rating"}
 # Faces made of signs, whose underscores are not spaces.
 FACE = re.compile(r"[^a-z]*_[^a-z]*|[0-9xouv><=;:^@|+.~-]{1,3}_[0-9xouv><=;:^@|+.~-]{1,3}")
@@ -61,7 +62,7 @@ def build(config: Config, model: str | None, device: str) -> Any:
     """Load the model; see `contracts.Captioner`.
 
     Raises:
-        MachineError: ONNX Runtime is not installed, or the device is not there.
+        MachineError: ONNX Runtime is not installed.
         BaseModelError: the files are missing or do not belong together.
     """
     from lora_scripts.captioners import _folders
@@ -76,16 +77,26 @@ def build(config: Config, model: str | None, device: str) -> Any:
         if not (folder / name).is_file():
             raise BaseModelError("captioner.file_missing", model=model, name=name)
     tags = _read_tags(folder / PATTERNS[1])
-    wanted = ["CUDAExecutionProvider"] if device.startswith("cuda") else []
-    if wanted and wanted[0] not in onnxruntime.get_available_providers():
-        raise MachineError("captioner.no_cuda", model=model)
+    wanted: list[Any] = []
+    if device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        wanted = [("CUDAExecutionProvider", {"device_id": int(device.partition(":")[2] or 0)})]
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    said = config.model_dump_json(exclude={"batch"})
+    identity = _folders.identity(folder, f"wd14 {VERSION} {said}")
     try:
-        session = onnxruntime.InferenceSession(folder / PATTERNS[0], providers=[*wanted, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(folder / PATTERNS[0], settings, [*wanted, "CPUExecutionProvider"])
+        tagger = Tagger(config, model, session, tags, identity)
+        tagger.tried()
+    except BaseModelError:
+        raise
     except Exception as error:
         reason = str(error).split("\n")[0][:200]
         raise BaseModelError("captioner.onnx_broken", model=model, reason=reason) from error
-    said = config.model_dump_json(exclude={"batch"})
-    return Tagger(config, model, session, tags, _folders.identity(folder, f"wd14 {VERSION} {said}"))
+    if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
+        # The usual wheel has no CUDA, and a machine with a GPU asks for it by itself.
+        tagger.title += ", on the CPU (this ONNX Runtime has no CUDA)"
+    return tagger
 
 
 def _read_tags(path: Path) -> list[Named]:
@@ -97,8 +108,10 @@ def _read_tags(path: Path) -> list[Named]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        return [Named(row["name"], GROUPS.get(row["category"], "general")) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError) as error:
+        if short := next((number for number, row in enumerate(rows, 2) if not row["name"] or not row["category"]), 0):
+            raise ValueError(f"line {short}")
+        return [Named(row["name"], GROUPS.get(row["category"], "other")) for row in rows]
+    except (OSError, ValueError, csv.Error, KeyError, TypeError) as error:
         raise BaseModelError("captioner.tags_broken", path=path, reason=str(error) or type(error).__name__) from error
 
 
@@ -109,14 +122,29 @@ class Tagger:
         self.config, self.session, self.tags, self.identity = config, session, list(tags), identity
         self.title, self.batch_size = f"WD14, {Path(model).name}", config.batch
         given, out = session.get_inputs()[0], session.get_outputs()[0]
-        shape = given.shape
+        self.model, shape = model, given.shape
         if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2] or not isinstance(shape[1], int):
             raise BaseModelError("captioner.onnx_broken", model=model, reason=f"input {shape}, not (n, side, side, 3)")
-        if len(out.shape) != 2 or out.shape[1] != len(self.tags):
-            raise BaseModelError("captioner.tags_count", model=model, outputs=out.shape[-1], tags=len(self.tags))
         self.side, self.input, self.output = shape[1], given.name, out.name
         # Some are exported for one picture at a time.
         self.fixed = shape[0] if isinstance(shape[0], int) else None
+
+    def tried(self) -> None:
+        """Show it a picture.
+
+        Raises:
+            BaseModelError: its answer is not a probability for each tag.
+        """
+        import numpy
+        from PIL import Image
+
+        scores = self._run(self._ready(Image.new("RGB", (3, 2), (200, 90, 20)))[None])
+        if scores.ndim != 2 or scores.shape[1] != len(self.tags):
+            outputs = scores.shape[-1] if scores.ndim else 1
+            raise BaseModelError("captioner.tags_count", model=self.model, outputs=outputs, tags=len(self.tags))
+        if not numpy.isfinite(scores).all() or scores.min() < -1e-3 or scores.max() > 1.001:
+            reason = f"outputs from {scores.min():.2f} to {scores.max():.2f}, not 0 to 1"
+            raise BaseModelError("captioner.onnx_broken", model=self.model, reason=reason)
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[Label]:
         """Label a batch; see `contracts.Captioner`."""
@@ -139,11 +167,12 @@ class Tagger:
         import numpy
         from PIL import Image
 
-        scale = self.side / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        square = Image.new("RGB", (self.side, self.side), "white")
-        small = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-        square.paste(small, ((self.side - size[0]) // 2, (self.side - size[1]) // 2))
+        # First the square, then its size: the order in which they were trained, which blends the edges.
+        side = max(picture.size)
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(picture.convert("RGB"), ((side - picture.width) // 2, (side - picture.height) // 2))
+        if side != self.side:
+            square = square.resize((self.side, self.side), Image.Resampling.BICUBIC)
         return numpy.ascontiguousarray(numpy.asarray(square, dtype=numpy.float32)[:, :, ::-1])
 
     def _label(self, row: numpy.ndarray) -> Label:
