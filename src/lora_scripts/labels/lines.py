@@ -22,6 +22,9 @@ def rounded(label: Label) -> Label:
     return replace(label, tags=tags, sure=None if label.sure is None else round(float(label.sure), DIGITS))
 
 
+NOT_ASKED = ("captioner.server_failed", "captioner.not_shown")
+
+
 def spoken(
     name: str, sha256: str, label: Label, written: Written, captioner: Captioner, key: str, target: Target, adding: bool
 ) -> dict[str, Any]:
@@ -38,7 +41,8 @@ def spoken(
         "before_author": target.author or None,
         "author": f"{PERSON} + {captioner.title}" if mixed else captioner.title,
         "captioner": captioner.identity,
-        "key": key,
+        # A picture that the model was not asked about is asked for again when machines' captions are made anew.
+        "key": "" if any(note.code in NOT_ASKED for note in label.doubts) else key,
         "speaker": label.speaker,
         "sure": label.sure,
         "said": label.text,
