@@ -160,6 +160,7 @@ def _train(
             if not finished.stopped:
                 extra = finishing.export(run, folder, files, say)
                 record["files"] += [path.name for path in extra if path.name not in record["files"]]
+            ranks.part(machine.accelerator)
         state = "stopped" if finished.stopped else "finished"
     except DataError as error:
         # Data are read between steps only, so that what was done so far is whole and can be saved.

@@ -48,8 +48,8 @@ from tests.faults.harm import (
     truncate,
 )
 from tests.faults.run_in_child import child
+from tests.faults.short_run import FILES, settings
 
-FILES = ("x.safetensors", "pytorch_lora_weights.safetensors")
 STEPS = 8
 
 
@@ -60,23 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def values(folder: Path, out: Path, base: Path, **more: object) -> dict[str, Any]:
-    return {
-        "train_data_dir": str(folder / "pictures"),
-        "base_model": str(base),
-        "output_dir": str(out),
-        "cache_dir": str(folder / "cache"),
-        "name": "x",
-        "lora_rank": 2,
-        "batch_size": 2,
-        "gradient_accumulation": 1,
-        "steps": STEPS,
-        "save_steps": 2,
-        "learning_rate": 1e-2,
-        "base_precision": "float32",
-        "preview": False,
-        **more,
-    }
+def values(folder: Path, out: Path, base: Path, **more: Any) -> dict[str, Any]:
+    return settings(folder, base, out, **{"steps": STEPS, "save_steps": 2} | more)
 
 
 @pytest.fixture(scope="module")

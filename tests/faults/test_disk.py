@@ -22,9 +22,9 @@ from lora_scripts.events import Advised, Stepped
 from lora_scripts.runs import RunFolder
 from lora_scripts.train import checkpoint, disk, loader
 from tests import tiny
+from tests.faults.short_run import FILES, settings
 from tests.faults.small_disk import MS_REMOUNT, Inside, on_small_disk, read_only
 
-FILES = ("x.safetensors", "pytorch_lora_weights.safetensors")
 STEPS = 12
 
 
@@ -39,32 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(folder: Path, base_folder: Path, tmp_path: Path) -> dict[str, Any]:
     """Twelve steps, saved at every second; the output folder is on the small disk, where there is one."""
     (tmp_path / "small").mkdir()
-    return {
-        "train_data_dir": str(folder / "pictures"),
-        "base_model": str(base_folder),
-        "output_dir": str(tmp_path / "small/out"),
-        "cache_dir": str(folder / "cache"),
-        "name": "x",
-        "lora_rank": 2,
-        "batch_size": 2,
-        "gradient_accumulation": 1,
-        "steps": STEPS,
-        "save_steps": 2,
-        "keep_checkpoints": 1,
-        "learning_rate": 1e-2,
-        "base_precision": "float32",
-        "preview": False,
-    }
+    return settings(folder, base_folder, tmp_path / "small/out", steps=STEPS, save_steps=2, keep_checkpoints=1)
 
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, base_folder: Path) -> list[str]:
     """The sha256 of the files of a run that was never disturbed; made here, so that the cache is full too."""
     out = folder / "whole"
-    wanted = {"output_dir": str(out), "cache_dir": str(folder / "cache"), "train_data_dir": str(folder / "pictures")}
-    rest = {"name": "x", "lora_rank": 2, "batch_size": 2, "gradient_accumulation": 1, "steps": STEPS, "save_steps": 2}
-    more = {"learning_rate": 1e-2, "base_precision": "float32", "preview": False, "base_model": str(base_folder)}
-    app.train(from_mapping({**wanted, **rest, **more}))
+    app.train(from_mapping(settings(folder, base_folder, out, steps=STEPS, save_steps=2)))
     return results(out)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ from lora_scripts.train import checkpoint
 from lora_scripts.train.listeners.signals import Signals
 from tests import tiny
 from tests.faults.run_in_child import child, events_of
+from tests.faults.short_run import FILES, settings
 
-FILES = ("x.safetensors", "pytorch_lora_weights.safetensors")
 STEPS = 12
 
 
@@ -33,23 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     return folder
 
 
-def values(folder: Path, out: Path, base: Path, **more: object) -> dict[str, object]:
-    return {
-        "train_data_dir": str(folder / "pictures"),
-        "base_model": str(base),
-        "output_dir": str(out),
-        "cache_dir": str(folder / "cache"),
-        "name": "x",
-        "lora_rank": 2,
-        "batch_size": 2,
-        "gradient_accumulation": 1,
-        "steps": STEPS,
-        "save_steps": 4,
-        "learning_rate": 1e-2,
-        "base_precision": "float32",
-        "preview": False,
-        **more,
-    }
+def values(folder: Path, out: Path, base: Path, **more: Any) -> dict[str, Any]:
+    return settings(folder, base, out, **{"steps": STEPS, "save_steps": 4} | more)
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +312,8 @@ def test_signals_are_put_back_where_they_were():
 
     signals = Signals()
     signals(Started(0, 1, 1))
+    assert signal.getsignal(signal.SIGTERM) == signals._heard
+    signals(Finished(1, 2, True))
     assert signal.getsignal(signal.SIGTERM) == signals._heard
     signals(Finished(1, 1, False))
     assert {number: signal.getsignal(number) for number in before} == before

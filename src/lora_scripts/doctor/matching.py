@@ -19,6 +19,7 @@ from lora_scripts.doctor.finding import Finding, Item, Severity
 from lora_scripts.doctor.settings import Settings
 from lora_scripts.doctor.words import quoted
 from lora_scripts.errors import DataError
+from lora_scripts.labels.quality import CLIP_SCORE_WEIGHT
 
 if TYPE_CHECKING:
     import numpy
@@ -30,7 +31,6 @@ FEWEST = 8
 """Pictures among which finding one's own says something."""
 ROWS = 512
 """Captions whose similarities to all pictures are held at a time."""
-SCALE = 2.5
 MARGIN = 0.02
 """By how much, as a cosine, another picture must fit better; below that a model cannot tell."""
 
@@ -87,7 +87,7 @@ def judge(
         cosines = _cosines(model, [text for _, text in chunk], pictures_ND)
         for (own, text), row in zip(chunk, cosines, strict=True):
             mine = float(row[own])
-            scores.append(SCALE * max(mine, 0.0))
+            scores.append(CLIP_SCORE_WEIGHT * max(mine, 0.0))
             ranks.append(1 + int((row > mine).sum()))
             if float(row.max()) - mine > MARGIN:
                 lost.append((scores[-1], names[own], ranks[-1], text))

@@ -94,6 +94,19 @@ def agree(accelerator: Any, facts: Mapping[str, Any]) -> None:
         )
 
 
+def part(accelerator: Any) -> None:
+    """Let no process leave before the main one has written everything; a launcher ends all when one is gone early.
+
+    The group is taken down in order: its threads would otherwise abort a process that ends while they run.
+    """
+    if accelerator.num_processes == 1:
+        return
+    from torch import distributed
+
+    accelerator.wait_for_everyone()
+    distributed.destroy_process_group()
+
+
 def _store() -> Any:
     from torch.distributed import distributed_c10d
 

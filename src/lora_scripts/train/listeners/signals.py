@@ -40,7 +40,8 @@ class Signals:
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._old[number] = signal.signal(number, self._heard)
-        elif isinstance(event, Finished):
+        elif isinstance(event, Finished) and not event.stopped:
+            # A run that stops has its last save before it: that is not to be cut short by a first signal.
             self.restore()
         return None
 
